@@ -1,0 +1,88 @@
+package volume
+
+import (
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"torus/ring"
+	"torus/store"
+)
+
+// node is one node as this attachment sees it.
+type node struct {
+	id      ring.NodeID
+	replica store.Replica
+
+	answered atomic.Uint64 // writes answered that a sync must cover: all but FUA
+	synced   uint64        // answered, as of the last sync; the flusher's
+}
+
+// placement finds the copies of a chunk. Later it will tell apart which copies
+// are written and which are read: stale ones, and those of a target ring.
+type placement struct {
+	nodes     []*node // by ID
+	byID      map[ring.NodeID]*node
+	place     func(ring.ChunkIndex) []ring.NodeID
+	minCopies int
+	only      []ring.NodeID // the one node, if there is one only
+}
+
+// init sets up the placement over the attached nodes and tries it on the first chunk.
+func (p *placement) init(o Options, nodes []*node) error {
+	p.nodes, p.place, p.minCopies = nodes, o.Place, o.MinCopies
+	p.byID = make(map[ring.NodeID]*node, len(nodes))
+	for _, n := range nodes {
+		p.byID[n.id] = n
+	}
+	if len(nodes) == 1 {
+		p.only = []ring.NodeID{nodes[0].id}
+	}
+	_, err := p.copies(0)
+	return err
+}
+
+// node returns the node of an ID that copies returned.
+func (p *placement) node(id ring.NodeID) *node {
+	if p.only != nil {
+		return p.nodes[0]
+	}
+	return p.byID[id]
+}
+
+// copies returns the nodes of a chunk, nearest first, all of them known.
+func (p *placement) copies(c ring.ChunkIndex) ([]ring.NodeID, error) {
+	if p.only != nil {
+		return p.only, nil
+	}
+	ids := p.place(c)
+	if len(ids) < p.minCopies {
+		return nil, fmt.Errorf("%w: chunk %v is placed on %d nodes, fewer than min-copies %d",
+			store.ErrInvalid, c, len(ids), p.minCopies)
+	}
+	for _, id := range ids {
+		if p.byID[id] == nil {
+			return nil, fmt.Errorf("%w: chunk %v is placed on node %v, which has no store", store.ErrInvalid, c, id)
+		}
+	}
+	return ids, nil
+}
+
+// run returns the copies of the chunk at off, and up to where, at most end, the
+// chunks that follow have the same: what one request to each node can cover.
+func (p *placement) run(off, end int64) (stop int64, copies []ring.NodeID, err error) {
+	if p.only != nil {
+		return end, p.only, nil
+	}
+	chunk := off / store.ChunkSize
+	copies, err = p.copies(ring.ChunkIndex(chunk))
+	if err != nil {
+		return off, nil, err
+	}
+	for chunk++; chunk*store.ChunkSize < end; chunk++ {
+		if !slices.Equal(copies, p.place(ring.ChunkIndex(chunk))) {
+			return chunk * store.ChunkSize, copies, nil
+		}
+	}
+	return end, copies, nil
+}

@@ -1,0 +1,143 @@
+package volume
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"torus/store"
+)
+
+// settler bounds what is unstable, that is, what would have to be compared
+// between the copies after a crash: in the background it syncs and tells the
+// copies the stable mark, at the latest bytes or every after a write.
+type settler struct {
+	bytes int64
+	every time.Duration
+
+	pending atomic.Int64 // bytes written since the mark was told
+
+	first chan struct{} // something is pending
+	full  chan struct{} // bytes are pending
+	quit  chan struct{}
+
+	running sync.WaitGroup
+	mu      sync.Mutex    // one settling at a time; held over its I/O, taken by no request but an overdue one
+	told    store.Version // the mark the copies know; guarded by mu
+}
+
+func (s *settler) init(bytes int64, every time.Duration) {
+	s.bytes, s.every = bytes, every
+	s.first, s.full = make(chan struct{}, 1), make(chan struct{}, 1)
+	s.quit = make(chan struct{})
+}
+
+// overdue is how many times over its bound the pending bytes must be before
+// writers settle themselves: a disk that syncs more slowly than it writes is
+// then what the clients wait for, and the unstable stay bounded.
+const overdue = 4
+
+// written accounts for a change that has ended. After that: a mark computed
+// while it was in flight does not cover it.
+func (v *Volume) written(c *change) error {
+	n := c.n
+	if c.fill == fillHole {
+		n = min(n, store.PageSize) // an extent to compare, however long
+	}
+	pending := v.settle.pending.Add(n)
+	if pending == n {
+		signal(v.settle.first)
+	}
+	if pending < v.settle.bytes {
+		return nil
+	}
+	signal(v.settle.full)
+	if pending >= overdue*v.settle.bytes {
+		return v.settleNow()
+	}
+	return nil
+}
+
+// signal wakes the receiver of c if it is not awake already.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// settleLoop settles in the background until end, or until the volume stops.
+func (v *Volume) settleLoop() {
+	s := &v.settle
+	for {
+		select {
+		case <-s.first:
+		case <-s.quit:
+			return
+		}
+		timer := time.NewTimer(s.every)
+		select {
+		case <-timer.C:
+		case <-s.full:
+		case <-s.quit:
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+		if v.settleNow() != nil {
+			return
+		}
+	}
+}
+
+// end stops the loop and waits for it.
+func (s *settler) end() {
+	close(s.quit)
+	s.running.Wait()
+}
+
+// settleNow makes all answered writes durable and tells every copy the mark up
+// to which that holds.
+func (v *Volume) settleNow() error {
+	s := &v.settle
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pending := s.pending.Load()
+	// Below every write still in flight when the sync begins: what is at or
+	// below it has ended, so the sync covers it, on every copy.
+	mark := v.flight.low()
+	if err := v.sync(); err != nil {
+		return err
+	}
+	if mark > max(s.told, store.NewVersion(v.epoch, 0)) {
+		if err := v.tell(mark); err != nil {
+			return err
+		}
+		s.told = mark
+	}
+	if left := s.pending.Add(-pending); left > 0 {
+		signal(s.first)
+		if left >= s.bytes {
+			signal(s.full)
+		}
+	}
+	return nil
+}
+
+// tell tells all nodes the stable mark. It is the settled mark as well, as
+// nothing is stale. A node that misses it keeps more than it needs, which the
+// next mark mends.
+func (v *Volume) tell(mark store.Version) error {
+	nodes := v.place.nodes
+	parallel(len(nodes), maxCalls, func(i int) {
+		err := nodes[i].replica.Stable(v.ctx, v.chain[0], mark, mark)
+		switch {
+		case err == nil:
+		case fatal(err):
+			v.stop(err)
+		default:
+			v.log.Warn("stable mark not told", "volume", v.id, "node", nodes[i].id, "err", err)
+		}
+	})
+	return v.stopped()
+}

@@ -1,0 +1,160 @@
+// Package volume makes a random-access file out of pages that lie on several
+// nodes. It is what block exporters stand on, and a library for programs that
+// want a replicated volume without a block device: Open one, and use it as
+// io.ReaderAt and io.WriterAt at any offset and length.
+//
+// It promises:
+//
+//   - A write that returned nil is on every copy and survives the end of any
+//     process; after Sync (or WriteAtSync) it also survives a power cut. A
+//     write under way is, page by page, whole or not there.
+//   - What a read returned does not change without a write, whichever copy
+//     answers the next one: a read is answered when the writes that overlapped
+//     it have been.
+//   - Every page is checked; a corrupt one is read from another copy, or is
+//     store.ErrCorrupt, never wrong bytes.
+//   - An error from a write that did not reach all copies alike is final: the
+//     volume stops with ErrBroken rather than show a page that differs between
+//     its copies. store.ErrNoSpace, where no copy took anything, is reported
+//     and passes.
+//
+// All methods may be called concurrently. Concurrent writes that overlap are
+// ordered for each page as a whole; a program that needs more orders them itself.
+//
+// One Volume is the only writer of its volume. That is the caller's part: each
+// Open takes an epoch that was never used before and is higher than all that
+// were; with it, whoever held the volume before is fenced on every node. Where
+// epochs, placement and stores come from is left to others (packages cluster,
+// ring, store/...), a volume sees nodes as store.Store values only.
+package volume
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"torus/ring"
+	"torus/store"
+)
+
+// Options say what to open. Fields without a default must be set.
+type Options struct {
+	ID    store.VolumeID
+	Epoch store.Epoch     // of this attachment: never used before, higher than all that were
+	Chain []store.LayerID // head first; the head is written, the others are sealed
+	Size  int64           // bytes: a positive multiple of store.PageSize, at most store.MaxVolumeSize
+
+	// Stores has every node that Place can name. They stay the caller's, who
+	// closes them after the volume.
+	Stores map[ring.NodeID]store.Store
+	// Place names the nodes of a chunk, nearest first for reads, each once. It
+	// is called for every request, concurrently, and must be quick and always
+	// say the same; the slice is only read. With one store it is not called.
+	Place func(ring.ChunkIndex) []ring.NodeID
+	// MinCopies is how many copies a chunk must have to be written; default 1.
+	MinCopies int
+	// ReadOnly refuses writes with ErrReadOnly.
+	ReadOnly bool
+
+	// SyncBytes and SyncEvery bound what a crash leaves unstable: so many bytes
+	// written, or so long after the first of them, a sync is done in the
+	// background. Defaults 64 MiB and 5 s.
+	SyncBytes int64
+	SyncEvery time.Duration
+
+	Logger *slog.Logger // nil discards
+}
+
+// Volume is an open volume. See the package comment for what it promises.
+type Volume struct {
+	id       store.VolumeID
+	epoch    store.Epoch
+	chain    []store.LayerID
+	size     int64
+	readOnly bool
+	log      *slog.Logger
+	place    placement
+
+	ctx    context.Context // the volume's own lifetime: ends when Close is done
+	cancel context.CancelFunc
+
+	gate   gate
+	flight *flight
+	broken atomic.Pointer[broken] // why the volume stopped; nil while it serves
+	flush  flusher
+	settle settler
+	counts counters
+}
+
+// Size returns the size of the volume in bytes.
+func (v *Volume) Size() int64 { return v.size }
+
+// Close waits for the requests under way, makes everything durable, tells the
+// copies so, and ends the volume; later calls return ErrClosed. Nil says that
+// it ended clean: all copies are equal and durable, and nothing has to be
+// recovered when the volume is opened next. The stores stay open.
+func (v *Volume) Close() error {
+	if !v.gate.shut() {
+		return v.wrap("close", 0, -1, ErrClosed)
+	}
+	v.settle.end()
+	err := v.stopped()
+	if err == nil {
+		err = v.settleNow()
+	}
+	v.cancel()
+	return v.wrap("close", 0, -1, err)
+}
+
+// enter lets a request in that must leave through v.gate.leave.
+func (v *Volume) enter() error {
+	if !v.gate.enter() {
+		return ErrClosed
+	}
+	if err := v.stopped(); err != nil {
+		v.gate.leave()
+		return err
+	}
+	return nil
+}
+
+// enterWrite is enter for a change of [off, off+n).
+func (v *Volume) enterWrite(off, n int64) error {
+	switch {
+	case v.readOnly:
+		return ErrReadOnly
+	case off < 0 || n < 0:
+		return fmt.Errorf("%w: negative offset %d or length %d", store.ErrInvalid, off, n)
+	case n > v.size || off > v.size-n:
+		return fmt.Errorf("%w: %d+%d ends beyond %d", ErrRange, off, n, v.size)
+	}
+	return v.enter()
+}
+
+// pageFloor returns the start of the page that holds off.
+func pageFloor(off int64) int64 { return off &^ (store.PageSize - 1) }
+
+// pageCeil returns the first page boundary at or behind off.
+func pageCeil(off int64) int64 { return pageFloor(off + store.PageSize - 1) }
+
+// parallel calls do(0) ... do(n-1), at most limit at a time, and returns when
+// all have. The last one runs on the caller's goroutine.
+func parallel(n, limit int, do func(i int)) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, limit)
+	for i := range n {
+		if i == n-1 {
+			do(i)
+			break
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			do(i)
+			<-slots
+		})
+	}
+	wg.Wait()
+}

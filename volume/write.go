@@ -1,0 +1,129 @@
+package volume
+
+import (
+	"sync"
+	"unsafe"
+
+	"torus/store"
+)
+
+// WriteAt writes p at off, at any alignment; it implements io.WriterAt. Nil: p
+// is on every copy and survives the end of any process; Sync makes it durable.
+// p is the caller's again on return. A write that does not fit is ErrRange and
+// writes nothing. store.ErrNoSpace: pages may have been written, each whole.
+func (v *Volume) WriteAt(p []byte, off int64) (int, error) { return v.write(p, off, 0) }
+
+// WriteAtSync is WriteAt whose bytes are on stable storage of every copy when it
+// returns nil (force unit access). Other writes are not covered.
+func (v *Volume) WriteAtSync(p []byte, off int64) (int, error) {
+	return v.write(p, off, store.FlagSync)
+}
+
+func (v *Volume) write(p []byte, off int64, flags store.Flags) (int, error) {
+	err := v.change(change{off: off, n: int64(len(p)), p: p, fill: fillData, flags: flags})
+	if err != nil {
+		return 0, v.wrap("write", off, int64(len(p)), err)
+	}
+	v.counts.writes.Add(1)
+	v.counts.bytesWritten.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// Trim makes n bytes at off read as zeroes and gives back their space: whole
+// pages become holes, parts of pages at the edges are zeroed. fua: durable on
+// return. Errors as of WriteAt.
+func (v *Volume) Trim(off, n int64, fua bool) error {
+	return v.zero("trim", change{off: off, n: n, fill: fillHole}, fua)
+}
+
+// Zero makes n bytes at off read as zeroes; with noHole by writing them, so that
+// later writes there need no new space, else as Trim does. fua: durable on
+// return. Errors as of WriteAt.
+func (v *Volume) Zero(off, n int64, fua, noHole bool) error {
+	fill := fillHole
+	if noHole {
+		fill = fillZeroes
+	}
+	return v.zero("zero", change{off: off, n: n, fill: fill}, fua)
+}
+
+func (v *Volume) zero(op string, c change, fua bool) error {
+	if fua {
+		c.flags |= store.FlagSync
+	}
+	if err := v.change(c); err != nil {
+		return v.wrap(op, c.off, c.n, err)
+	}
+	v.counts.zeroes.Add(1)
+	return nil
+}
+
+// fill says what a change puts into whole pages.
+type fill uint8
+
+const (
+	fillData fill = iota
+	fillHole
+	fillZeroes
+)
+
+// change is a write of any kind: n bytes at off, at any alignment.
+type change struct {
+	off, n int64
+	p      []byte // with fillData the n bytes, else nil
+	fill   fill
+	flags  store.Flags
+}
+
+// change carries out c: it has a version and is in flight from before the first
+// copy is asked until it is judged.
+func (v *Volume) change(c change) error {
+	if err := v.enterWrite(c.off, c.n); err != nil {
+		return err
+	}
+	defer v.gate.leave()
+	if c.n == 0 {
+		return nil
+	}
+	first, end := pageFloor(c.off), pageCeil(c.off+c.n)
+	version, err := v.flight.begin(first, end)
+	if err != nil {
+		return err
+	}
+	err = v.send(&c, first, end, version)
+	if err == nil && c.flags&store.FlagSync == 0 {
+		v.flush.answered.Add(1)
+	}
+	v.flight.finish(first, end, version)
+	if err != nil {
+		return err
+	}
+	return v.written(&c)
+}
+
+// send brings c, which covers the pages [first, end), to all copies.
+func (v *Volume) send(c *change, first, end int64, version store.Version) error {
+	s := newSender(v, version, c.flags)
+	defer s.release()
+	if c.off == first && c.off+c.n == end {
+		s.pages(first, end, c.p, c.fill)
+		return s.flush()
+	}
+	e := newEdges()
+	defer e.release()
+	if err := v.merge(c, first, end, version, e); err != nil {
+		return err
+	}
+	e.send(s, c, first, end)
+	return s.flush()
+}
+
+// zeroes is what fillZeroes writes; never written to.
+var zeroes = sync.OnceValue(func() []byte { return alignedPages(1 << 20 / store.PageSize) })
+
+// alignedPages returns n zeroed pages at a page-aligned address.
+func alignedPages(n int) []byte {
+	b := make([]byte, (n+1)*store.PageSize)
+	skip := -uintptr(unsafe.Pointer(&b[0])) & (store.PageSize - 1)
+	return b[skip : int(skip)+n*store.PageSize : int(skip)+n*store.PageSize]
+}
