@@ -68,21 +68,44 @@ func (p *placement) copies(c ring.ChunkIndex) ([]ring.NodeID, error) {
 	return ids, nil
 }
 
-// run returns the copies of the chunk at off, and up to where, at most end, the
-// chunks that follow have the same: what one request to each node can cover.
-func (p *placement) run(off, end int64) (stop int64, copies []ring.NodeID, err error) {
+// readRun returns the copies of the chunk at off, and up to where, at most end,
+// the chunks that follow have the same, nearest first: what one request to the
+// first of them can cover.
+func (p *placement) readRun(off, end int64) (stop int64, copies []ring.NodeID, err error) {
+	return p.run(off, end, slices.Equal[[]ring.NodeID])
+}
+
+// writeRun is readRun in whatever order: what one request to each can cover.
+func (p *placement) writeRun(off, end int64) (stop int64, copies []ring.NodeID, err error) {
+	return p.run(off, end, sameNodes)
+}
+
+func (p *placement) run(off, end int64, same func(a, b []ring.NodeID) bool) (int64, []ring.NodeID, error) {
 	if p.only != nil {
 		return end, p.only, nil
 	}
 	chunk := off / store.ChunkSize
-	copies, err = p.copies(ring.ChunkIndex(chunk))
+	copies, err := p.copies(ring.ChunkIndex(chunk))
 	if err != nil {
 		return off, nil, err
 	}
 	for chunk++; chunk*store.ChunkSize < end; chunk++ {
-		if !slices.Equal(copies, p.place(ring.ChunkIndex(chunk))) {
+		if !same(copies, p.place(ring.ChunkIndex(chunk))) {
 			return chunk * store.ChunkSize, copies, nil
 		}
 	}
 	return end, copies, nil
+}
+
+// sameNodes reports whether a and b, each without repetition, name the same nodes.
+func sameNodes(a, b []ring.NodeID) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for _, id := range a {
+		if !slices.Contains(b, id) {
+			return false
+		}
+	}
+	return true
 }

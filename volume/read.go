@@ -116,7 +116,7 @@ func firstError(parts []part) error {
 // readPages fills p from the page boundary off on, whole pages.
 func (v *Volume) readPages(off int64, p []byte) error {
 	end := off + int64(len(p))
-	stop, copies, err := v.place.run(off, min(end, off+store.MaxIO))
+	stop, copies, err := v.place.readRun(off, min(end, off+store.MaxIO))
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (v *Volume) readPages(off int64, p []byte) error {
 	}
 	parts := []part{{off: off, p: p[:stop-off], copies: copies}}
 	for at := stop; at < end; at = stop {
-		if stop, copies, err = v.place.run(at, min(end, at+store.MaxIO)); err != nil {
+		if stop, copies, err = v.place.readRun(at, min(end, at+store.MaxIO)); err != nil {
 			return err
 		}
 		parts = append(parts, part{off: at, p: p[at-off : stop-off], copies: copies})

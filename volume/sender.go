@@ -61,7 +61,7 @@ func (s *sender) pages(off, end int64, p []byte, f fill) {
 		case fillZeroes:
 			limit = min(end, off+int64(len(zeroes())))
 		}
-		stop, copies, err := s.v.place.run(off, limit)
+		stop, copies, err := s.v.place.writeRun(off, limit)
 		if err != nil {
 			s.fatal = err
 			return

@@ -15,6 +15,14 @@ type flusher struct {
 	mu      sync.Mutex // guards running; held for no I/O
 	running bool
 	ended   sync.Cond
+
+	dirty []dirty // of the sync that is running; kept for its memory
+}
+
+// dirty is a node with writes that are not durable.
+type dirty struct {
+	*node
+	covers uint64 // node.answered when the sync began
 }
 
 func (f *flusher) init() { f.ended.L = &f.mu }
@@ -65,30 +73,26 @@ func (v *Volume) sync() error {
 // that fails has another incarnation from now on and may have lost what it
 // acknowledged (N2): the volume stops. Only one caller at a time.
 func (v *Volume) syncNodes() error {
-	type dirty struct {
-		*node
-		answered uint64
-	}
-	var room [4]dirty
-	nodes := room[:0]
+	nodes := v.flush.dirty[:0]
 	for _, n := range v.place.nodes {
 		if a := n.answered.Load(); a != n.synced {
 			nodes = append(nodes, dirty{n, a})
 		}
 	}
+	v.flush.dirty = nodes
 	if len(nodes) == 1 {
-		return v.syncNode(nodes[0].node, nodes[0].answered)
+		return v.syncNode(nodes[0])
 	}
-	parallel(len(nodes), maxCalls, func(i int) { v.syncNode(nodes[i].node, nodes[i].answered) })
+	parallel(len(nodes), maxCalls, func(i int) { v.syncNode(nodes[i]) })
 	return v.stopped()
 }
 
 // syncNode makes durable what a node had answered, and stops the volume if it fails.
-func (v *Volume) syncNode(n *node, answered uint64) error {
+func (v *Volume) syncNode(n dirty) error {
 	v.counts.syncs.Add(1)
 	if err := n.replica.Sync(v.ctx); err != nil {
 		return v.stop(fmt.Errorf("node %v failed to sync: %w", n.id, err))
 	}
-	n.synced = answered
+	n.synced = n.covers
 	return nil
 }
