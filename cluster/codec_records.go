@@ -1,0 +1,285 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"torus/ring"
+	"torus/store"
+)
+
+// Each record as it is stored, with the two functions between it and the type
+// that callers see. What the key says is not repeated in the value.
+
+type infoRecord struct {
+	format
+	ID       ID        `json:"id"`
+	Created  time.Time `json:"created"`
+	Replicas int       `json:"replicas"`
+}
+
+func (r *infoRecord) check() error {
+	if err := r.ID.check(); err != nil {
+		return err
+	}
+	return inRange("replicas", r.Replicas, 1, MaxReplicas)
+}
+
+func (r *infoRecord) info() Info {
+	return Info{ID: r.ID, Created: r.Created, Replicas: r.Replicas}
+}
+
+type addressesRecord struct {
+	API    string `json:"api,omitempty"`
+	Blocks string `json:"blocks,omitempty"`
+	Client string `json:"client,omitempty"`
+	Peer   string `json:"peer,omitempty"`
+}
+
+type nodeRecord struct {
+	format
+	Name      string          `json:"name"`
+	Addresses addressesRecord `json:"addresses"`
+	Zone      ring.Zone       `json:"zone"`
+	Host      string          `json:"host"`
+	Roles     []Role          `json:"roles"`
+	Capacity  int64           `json:"capacity"`
+	Identity  hexID           `json:"identity"`
+	State     NodeState       `json:"state"`
+}
+
+func (r *nodeRecord) check() error { return r.node(0).check() }
+
+func (r *nodeRecord) node(id ring.NodeID) Node {
+	return Node{
+		ID: id, Name: r.Name, Addresses: Addresses(r.Addresses), Zone: r.Zone, Host: r.Host,
+		Roles: r.Roles, Capacity: r.Capacity, Identity: store.Identity(r.Identity), State: r.State,
+	}
+}
+
+func newNodeRecord(n Node) *nodeRecord {
+	return &nodeRecord{
+		Name: n.Name, Addresses: addressesRecord(n.Addresses), Zone: n.Zone, Host: n.Host,
+		Roles: n.Roles, Capacity: n.Capacity, Identity: hexID(n.Identity), State: n.State,
+	}
+}
+
+type aliveRecord struct {
+	format
+	Used    int64  `json:"used"`
+	Live    int64  `json:"live"`
+	Corrupt int64  `json:"corrupt"`
+	NoSpace bool   `json:"no_space"`
+	Failed  string `json:"failed"`
+}
+
+func (r *aliveRecord) check() error { return nil }
+
+func (r *aliveRecord) usage() Usage {
+	return Usage{Used: r.Used, Live: r.Live, Corrupt: r.Corrupt, NoSpace: r.NoSpace, Failed: r.Failed}
+}
+
+func newAliveRecord(u Usage) *aliveRecord {
+	return &aliveRecord{Used: u.Used, Live: u.Live, Corrupt: u.Corrupt, NoSpace: u.NoSpace, Failed: u.Failed}
+}
+
+type ringRecord struct {
+	format
+	Copies int     `json:"copies"`
+	Nodes  []hexID `json:"nodes"`
+}
+
+func (r *ringRecord) check() error {
+	if err := checkIDs("nodes", r.Nodes); err != nil {
+		return err
+	}
+	return inRange("copies", r.Copies, 1, min(MaxReplicas, len(r.Nodes)))
+}
+
+func (r *ringRecord) ring(number uint64) Ring {
+	return Ring{Number: number, Copies: r.Copies, Nodes: convertIDs[ring.NodeID](r.Nodes)}
+}
+
+func newRingRecord(r Ring) *ringRecord {
+	return &ringRecord{Copies: r.Copies, Nodes: convertIDs[hexID](r.Nodes)}
+}
+
+type lineageRecord struct {
+	format
+	Replicas  int         `json:"replicas"`
+	MinCopies int         `json:"min_copies"`
+	Epoch     store.Epoch `json:"epoch"`
+	Ring      hexID       `json:"ring"`
+}
+
+func (r *lineageRecord) check() error {
+	if err := checkCopies(r.Replicas, r.MinCopies); err != nil {
+		return err
+	}
+	return inRange("epoch", r.Epoch, 0, store.MaxEpoch)
+}
+
+func (r *lineageRecord) lineage(id ring.LineageID) Lineage {
+	return Lineage{ID: id, Replicas: r.Replicas, MinCopies: r.MinCopies, Epoch: r.Epoch, Ring: uint64(r.Ring)}
+}
+
+func newLineageRecord(l Lineage) *lineageRecord {
+	return &lineageRecord{Replicas: l.Replicas, MinCopies: l.MinCopies, Epoch: l.Epoch, Ring: hexID(l.Ring)}
+}
+
+type volumeRecord struct {
+	format
+	ID      hexID       `json:"id"`
+	Size    int64       `json:"size"`
+	Lineage hexID       `json:"lineage"`
+	Head    hexID       `json:"head"`
+	Clean   bool        `json:"clean"`
+	Epoch   store.Epoch `json:"epoch"`
+	Created time.Time   `json:"created"`
+}
+
+func (r *volumeRecord) check() error {
+	if r.ID == 0 || r.Lineage == 0 || r.Head == 0 {
+		return fmt.Errorf("id %v, lineage %v, head %v: none may be 0", r.ID, r.Lineage, r.Head)
+	}
+	if err := inRange("epoch", r.Epoch, 0, store.MaxEpoch); err != nil {
+		return err
+	}
+	return checkSize(r.Size)
+}
+
+func (r *volumeRecord) volume(name string) Volume {
+	return Volume{
+		Name: name, ID: store.VolumeID(r.ID), Size: r.Size, Lineage: ring.LineageID(r.Lineage),
+		Head: store.LayerID(r.Head), Clean: r.Clean, Epoch: r.Epoch, Created: r.Created,
+	}
+}
+
+func newVolumeRecord(v Volume) *volumeRecord {
+	return &volumeRecord{
+		ID: hexID(v.ID), Size: v.Size, Lineage: hexID(v.Lineage), Head: hexID(v.Head),
+		Clean: v.Clean, Epoch: v.Epoch, Created: v.Created,
+	}
+}
+
+type layerRecord struct {
+	format
+	Lineage hexID   `json:"lineage"`
+	Parent  hexID   `json:"parent"`
+	Sealed  bool    `json:"sealed"`
+	Deleted bool    `json:"deleted"`
+	Forget  hexID   `json:"forget"`
+	Pending []hexID `json:"pending,omitempty"`
+}
+
+func (r *layerRecord) check() error {
+	if !r.Deleted && (r.Forget != 0 || len(r.Pending) != 0) {
+		return fmt.Errorf("not deleted, but to be dropped by %v and with volume %v", r.Pending, r.Forget)
+	}
+	return checkIDs("pending", r.Pending)
+}
+
+func (r *layerRecord) layer(id store.LayerID) Layer {
+	return Layer{
+		ID: id, Lineage: ring.LineageID(r.Lineage), Parent: store.LayerID(r.Parent), Sealed: r.Sealed,
+		Deleted: r.Deleted, Forget: store.VolumeID(r.Forget), Pending: convertIDs[ring.NodeID](r.Pending),
+	}
+}
+
+func newLayerRecord(l Layer) *layerRecord {
+	return &layerRecord{
+		Lineage: hexID(l.Lineage), Parent: hexID(l.Parent), Sealed: l.Sealed,
+		Deleted: l.Deleted, Forget: hexID(l.Forget), Pending: convertIDs[hexID](l.Pending),
+	}
+}
+
+type holderRecord struct {
+	Node         hexID  `json:"node"`
+	Name         string `json:"name"`
+	BootID       string `json:"boot_id"`
+	PIDNamespace string `json:"pid_namespace"`
+	PID          int    `json:"pid"`
+	StartTime    uint64 `json:"start_time"`
+}
+
+type attachedRecord struct {
+	format
+	Epoch   store.Epoch  `json:"epoch"`
+	Holder  holderRecord `json:"holder"`
+	Purpose Purpose      `json:"purpose"`
+	Since   time.Time    `json:"since"`
+}
+
+func (r *attachedRecord) check() error {
+	if r.Purpose != ForExport && r.Purpose != ForMaintenance {
+		return fmt.Errorf("purpose %q", r.Purpose)
+	}
+	return inRange("epoch", r.Epoch, 1, store.MaxEpoch)
+}
+
+func (r *attachedRecord) attached(id store.VolumeID) Attached {
+	h := r.Holder
+	return Attached{
+		Volume: id, Epoch: r.Epoch, Purpose: r.Purpose, Since: r.Since,
+		Holder: Holder{Node: ring.NodeID(h.Node), Name: h.Name, Process: Process{
+			BootID: h.BootID, PIDNamespace: h.PIDNamespace, PID: h.PID, StartTime: h.StartTime,
+		}},
+	}
+}
+
+func newAttachedRecord(a Attached) *attachedRecord {
+	h := a.Holder
+	return &attachedRecord{
+		Epoch: a.Epoch, Purpose: a.Purpose, Since: a.Since,
+		Holder: holderRecord{
+			Node: hexID(h.Node), Name: h.Name, BootID: h.BootID,
+			PIDNamespace: h.PIDNamespace, PID: h.PID, StartTime: h.StartTime,
+		},
+	}
+}
+
+type incarnationRecord struct {
+	format
+	Identity    hexID `json:"identity"`
+	Incarnation hexID `json:"incarnation"`
+}
+
+func (r *incarnationRecord) check() error { return nil }
+
+func (r *incarnationRecord) incarnation(node ring.NodeID) Incarnation {
+	return Incarnation{
+		Node: node, Identity: store.Identity(r.Identity), Incarnation: store.Incarnation(r.Incarnation),
+	}
+}
+
+func newIncarnationRecord(i Incarnation) *incarnationRecord {
+	return &incarnationRecord{Identity: hexID(i.Identity), Incarnation: hexID(i.Incarnation)}
+}
+
+// convertIDs turns IDs of one type into another.
+func convertIDs[To, From ~uint64](ids []From) []To {
+	if len(ids) == 0 {
+		return nil
+	}
+	out := make([]To, len(ids))
+	for i, id := range ids {
+		out[i] = To(id)
+	}
+	return out
+}
+
+// checkIDs returns an error unless ids are in order, none twice.
+func checkIDs(what string, ids []hexID) error {
+	for i := 1; i < len(ids); i++ {
+		if ids[i-1] >= ids[i] {
+			return fmt.Errorf("%s %v: not in order", what, ids)
+		}
+	}
+	return nil
+}
+
+// without returns ids without one of them.
+func without(ids []ring.NodeID, id ring.NodeID) []ring.NodeID {
+	return slices.DeleteFunc(slices.Clone(ids), func(have ring.NodeID) bool { return have == id })
+}

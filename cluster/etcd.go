@@ -1,0 +1,238 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// callTimeout bounds each call to etcd. With 2 s, writes pause for about as
+// long when a leader is lost; with longer ones they paused 5 s.
+const callTimeout = 2 * time.Second
+
+// etcdKV is a KV over an etcd client, in process or over TCP.
+type etcdKV struct {
+	client *clientv3.Client
+	ctx    context.Context // the KV's lifetime
+	cancel context.CancelFunc
+}
+
+var _ KV = (*etcdKV)(nil)
+
+// Dial returns a KV over the etcd members at the endpoints, each HOST:PORT. It
+// does not wait for a connection: the first call does. Plain connections only.
+func Dial(endpoints []string) (KV, error) {
+	if len(endpoints) == 0 {
+		return nil, fmt.Errorf("%w: no etcd endpoints", ErrInvalid)
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            endpoints,
+		DialTimeout:          callTimeout,
+		DialKeepAliveTime:    callTimeout,
+		DialKeepAliveTimeout: callTimeout,
+		Logger:               zap.NewNop(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd at %v: %w", endpoints, err)
+	}
+	return newEtcdKV(client), nil
+}
+
+// newEtcdKV returns a KV that owns client.
+func newEtcdKV(client *clientv3.Client) *etcdKV {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &etcdKV{client: client, ctx: ctx, cancel: cancel}
+}
+
+// call returns the context of one call: the caller's, ended with the KV, and
+// after callTimeout.
+func (e *etcdKV) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	stop := context.AfterFunc(e.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// Get implements KV.
+func (e *etcdKV) Get(ctx context.Context, key string, at Revision) (Pair, error) {
+	cctx, cancel := e.call(ctx)
+	defer cancel()
+	resp, err := e.client.Get(cctx, key, clientv3.WithRev(int64(at)))
+	if err != nil {
+		return Pair{}, e.failed(ctx, err)
+	}
+	if len(resp.Kvs) == 0 {
+		return Pair{Key: key}, nil
+	}
+	kv := resp.Kvs[0]
+	return Pair{Key: key, Value: kv.Value, Mod: Revision(kv.ModRevision), Lease: LeaseID(kv.Lease)}, nil
+}
+
+// Range implements KV.
+func (e *etcdKV) Range(ctx context.Context, prefix string, at Revision) ([]Pair, Revision, error) {
+	cctx, cancel := e.call(ctx)
+	defer cancel()
+	resp, err := e.client.Get(cctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(int64(at)))
+	if err != nil {
+		return nil, 0, e.failed(ctx, err)
+	}
+	pairs := make([]Pair, len(resp.Kvs))
+	for i, kv := range resp.Kvs {
+		pairs[i] = Pair{Key: string(kv.Key), Value: kv.Value, Mod: Revision(kv.ModRevision), Lease: LeaseID(kv.Lease)}
+	}
+	if at == 0 {
+		at = Revision(resp.Header.Revision)
+	}
+	return pairs, at, nil
+}
+
+// Commit implements KV.
+func (e *etcdKV) Commit(ctx context.Context, t Txn) (Outcome, error) {
+	if err := t.check(); err != nil {
+		return Outcome{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Outcome{}, err
+	}
+	if e.ctx.Err() != nil {
+		return Outcome{}, ErrClosed
+	}
+	cctx, cancel := e.call(ctx)
+	defer cancel()
+	resp, err := e.client.Txn(cctx).If(etcdConds(t.If)...).Then(etcdOps(t.Then)...).Commit()
+	if err != nil {
+		return Outcome{}, e.commitFailed(ctx, err)
+	}
+	return Outcome{Held: resp.Succeeded, Revision: Revision(resp.Header.Revision)}, nil
+}
+
+func etcdConds(conds []Cond) []clientv3.Cmp {
+	cmps := make([]clientv3.Cmp, len(conds))
+	for i, c := range conds {
+		if c.Prefix {
+			// etcd compares every key of the range; an empty range holds.
+			cmps[i] = clientv3.Compare(clientv3.ModRevision(c.Key), "<", int64(c.Mod)+1).WithPrefix()
+		} else {
+			cmps[i] = clientv3.Compare(clientv3.ModRevision(c.Key), "=", int64(c.Mod))
+		}
+	}
+	return cmps
+}
+
+func etcdOps(ops []Op) []clientv3.Op {
+	out := make([]clientv3.Op, len(ops))
+	for i, op := range ops {
+		switch op.Kind {
+		case OpPut:
+			out[i] = clientv3.OpPut(op.Key, string(op.Value), clientv3.WithLease(clientv3.LeaseID(op.Lease)))
+		case OpDelete:
+			out[i] = clientv3.OpDelete(op.Key)
+		case OpDeletePrefix:
+			out[i] = clientv3.OpDelete(op.Key, clientv3.WithPrefix())
+		}
+	}
+	return out
+}
+
+// failed maps the error of a call that changes nothing, or that may be
+// repeated whatever became of it.
+func (e *etcdKV) failed(ctx context.Context, err error) error {
+	if e.ctx.Err() != nil {
+		return ErrClosed
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	switch {
+	case errors.Is(err, rpctypes.ErrCompacted):
+		return ErrCompacted
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		return ErrNoLease
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return ErrFull
+	case refused(err) && !errors.Is(err, rpctypes.ErrTooManyRequests):
+		return fmt.Errorf("etcd: %w", err)
+	}
+	return fmt.Errorf("%w: etcd: %w", ErrUnavailable, err)
+}
+
+// commitFailed maps the error of a transaction. Whatever is not known to have
+// been refused before it was proposed may have been done.
+func (e *etcdKV) commitFailed(ctx context.Context, err error) error {
+	mapped := e.failed(ctx, err)
+	if refused(err) {
+		return mapped
+	}
+	// Not wrapped: "unavailable" would say that nothing was done.
+	return fmt.Errorf("%w: %v", ErrUnknown, err)
+}
+
+// refused reports whether etcd said no, positively: nothing was done, and
+// nothing will be.
+func refused(err error) bool {
+	for _, no := range []error{
+		rpctypes.ErrLeaseNotFound, rpctypes.ErrNoSpace, rpctypes.ErrTooManyRequests,
+		rpctypes.ErrCompacted, rpctypes.ErrTooManyOps, rpctypes.ErrRequestTooLarge,
+	} {
+		if errors.Is(err, no) {
+			return true
+		}
+	}
+	code := status.Code(err)
+	return code == codes.InvalidArgument
+}
+
+// Grant implements KV. etcd counts in whole seconds, and has a least TTL of
+// one and a half election timeouts.
+func (e *etcdKV) Grant(ctx context.Context, ttl time.Duration) (Lease, error) {
+	if ttl <= 0 {
+		return Lease{}, fmt.Errorf("%w: lease of %v", ErrInvalid, ttl)
+	}
+	cctx, cancel := e.call(ctx)
+	defer cancel()
+	seconds := int64((ttl + time.Second - 1) / time.Second)
+	resp, err := e.client.Grant(cctx, seconds)
+	if err != nil {
+		return Lease{}, e.failed(ctx, err)
+	}
+	return Lease{ID: LeaseID(resp.ID), TTL: time.Duration(resp.TTL) * time.Second}, nil
+}
+
+// KeepAlive implements KV.
+func (e *etcdKV) KeepAlive(ctx context.Context, id LeaseID) error {
+	cctx, cancel := e.call(ctx)
+	defer cancel()
+	_, err := e.client.KeepAliveOnce(cctx, clientv3.LeaseID(id))
+	if err != nil {
+		return e.failed(ctx, err)
+	}
+	return nil
+}
+
+// Revoke implements KV.
+func (e *etcdKV) Revoke(ctx context.Context, id LeaseID) error {
+	cctx, cancel := e.call(ctx)
+	defer cancel()
+	if _, err := e.client.Revoke(cctx, clientv3.LeaseID(id)); err != nil {
+		if mapped := e.failed(ctx, err); !errors.Is(mapped, ErrNoLease) {
+			return mapped
+		}
+	}
+	return nil
+}
+
+// Close implements KV.
+func (e *etcdKV) Close() error {
+	e.cancel()
+	err := e.client.Close()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,155 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"torus/ring"
+)
+
+// NodeInfo is a node's record with what it says of itself while it lives.
+type NodeInfo struct {
+	Node
+	Alive bool
+	Usage Usage // zero unless Alive
+}
+
+// RegisterNode writes the record of a node, new or changed. A node with
+// another ID and the same name is ErrExists. An identity other than the
+// recorded one is taken over: what the recorded one held is then stale (N3).
+func (c *Cluster) RegisterNode(ctx context.Context, n Node) error {
+	if n.State == "" {
+		n.State = NodeActive
+	}
+	if n.ID == 0 {
+		return about("node "+n.Name, fmt.Errorf("%w: no ID", ErrInvalid))
+	}
+	if err := n.check(); err != nil {
+		return about("node "+n.Name, err)
+	}
+	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
+		nodes, err := t.nodes(ctx)
+		if err != nil {
+			return err
+		}
+		for _, other := range nodes {
+			if other.Name == n.Name && other.ID != n.ID {
+				return fmt.Errorf("%w: the name belongs to node %v; choose another with --name", ErrExists, other.ID)
+			}
+		}
+		var have nodeRecord
+		key := idKey(keyNodes, n.ID)
+		found, err := t.get(ctx, key, &have)
+		if err != nil {
+			return err
+		}
+		if found && equalRecords(&have, newNodeRecord(n)) {
+			return nil
+		}
+		t.put(key, newNodeRecord(n))
+		return nil
+	})
+	return about("node "+n.Name, err)
+}
+
+// Nodes returns all nodes, in the order of their names.
+func (c *Cluster) Nodes(ctx context.Context) ([]NodeInfo, error) {
+	pairs, rev, err := c.readAll(ctx, keyNodes, 0)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := decodeNodes(pairs)
+	if err != nil {
+		return nil, err
+	}
+	alive, _, err := c.readAll(ctx, keyAlive, rev)
+	if err != nil {
+		return nil, err
+	}
+	usage, err := decodeAll(alive, decodeAlive)
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]NodeInfo, len(nodes))
+	for i, n := range nodes {
+		u, ok := usage[n.ID]
+		infos[i] = NodeInfo{Node: n, Alive: ok, Usage: u}
+	}
+	slices.SortFunc(infos, func(a, b NodeInfo) int {
+		if a.Name < b.Name {
+			return -1
+		}
+		return 1
+	})
+	return infos, nil
+}
+
+// Node returns the node with a name. ErrNotFound if there is none.
+func (c *Cluster) Node(ctx context.Context, name string) (NodeInfo, error) {
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		return NodeInfo{}, about("node "+name, err)
+	}
+	for _, n := range nodes {
+		if n.Name == name {
+			return n, nil
+		}
+	}
+	return NodeInfo{}, about("node "+name, ErrNotFound)
+}
+
+// nodes reads all nodes, in the order of their IDs; none may be added or changed.
+func (t *tx) nodes(ctx context.Context) ([]Node, error) {
+	pairs, err := t.list(ctx, keyNodes)
+	if err != nil {
+		return nil, err
+	}
+	return decodeNodes(pairs)
+}
+
+func decodeNodes(pairs []Pair) ([]Node, error) {
+	nodes := make([]Node, len(pairs))
+	for i, p := range pairs {
+		_, n, err := decodeNode(p)
+		if err != nil {
+			return nil, err
+		}
+		nodes[i] = n
+	}
+	return nodes, nil
+}
+
+func decodeNode(p Pair) (ring.NodeID, Node, error) {
+	var r nodeRecord
+	id, err := keyID[ring.NodeID](p.Key, keyNodes)
+	if err == nil {
+		err = decode(p.Key, p.Value, &r)
+	}
+	return id, r.node(id), err
+}
+
+func decodeAlive(p Pair) (ring.NodeID, Usage, error) {
+	var r aliveRecord
+	id, err := keyID[ring.NodeID](p.Key, keyAlive)
+	if err == nil {
+		err = decode(p.Key, p.Value, &r)
+	}
+	return id, r.usage(), err
+}
+
+// decodeAll decodes pairs of one kind.
+func decodeAll[K comparable, V any](pairs []Pair, one func(Pair) (K, V, error)) (map[K]V, error) {
+	all := make(map[K]V, len(pairs))
+	for _, p := range pairs {
+		k, v, err := one(p)
+		if err != nil {
+			return nil, err
+		}
+		all[k] = v
+	}
+	return all, nil
+}
+
+// equalRecords reports whether two records are stored as the same bytes.
+func equalRecords(a, b record) bool { return string(encode(a)) == string(encode(b)) }

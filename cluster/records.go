@@ -1,0 +1,143 @@
+package cluster
+
+import (
+	"time"
+
+	"torus/ring"
+	"torus/store"
+)
+
+// ID names a cluster for ever: 16 hexadecimal digits, drawn at random.
+type ID string
+
+// Info is what holds for the whole cluster.
+type Info struct {
+	ID       ID
+	Created  time.Time
+	Replicas int // of volumes for which no number is given
+}
+
+// Role is what a node does.
+type Role string
+
+// The roles of a node.
+const (
+	RoleEtcd    Role = "etcd"    // may be a voter
+	RoleStorage Role = "storage" // keeps replicas
+	RoleNBD     Role = "nbd"     // exports volumes
+)
+
+// NodeState says what the ring makes of a node.
+type NodeState string
+
+// The states of a node.
+const (
+	NodeActive   NodeState = "active"
+	NodeDraining NodeState = "draining" // no ring is built with it any more
+)
+
+// Addresses are where a node is reached, each HOST:PORT; empty where it does
+// not listen.
+type Addresses struct {
+	API, Blocks, Client, Peer string
+}
+
+// Node is a member of the cluster.
+type Node struct {
+	ID        ring.NodeID
+	Name      string
+	Addresses Addresses
+	Zone      ring.Zone
+	Host      string // nodes with the same Host share a machine
+	Roles     []Role
+	Capacity  int64 // bytes for pages; 0 without storage
+	Identity  store.Identity
+	State     NodeState
+}
+
+// Has reports whether the node has a role.
+func (n Node) Has(r Role) bool {
+	for _, have := range n.Roles {
+		if have == r {
+			return true
+		}
+	}
+	return false
+}
+
+// Usage is what a node says of itself while it lives. Sizes in bytes.
+type Usage struct {
+	Used, Live int64
+	Corrupt    int64  // pages found corrupt
+	NoSpace    bool   // writes are refused
+	Failed     string // why it serves no blocks; empty while it does
+}
+
+// Ring names the nodes that keep the chunks of lineages. Rings never change.
+type Ring struct {
+	Number uint64
+	Copies int
+	Nodes  []ring.NodeID // in order
+}
+
+// Lineage is a volume with all its clones. Its record is never deleted, as it
+// has the epoch counter.
+type Lineage struct {
+	ID        ring.LineageID
+	Replicas  int
+	MinCopies int
+	Epoch     store.Epoch // the last one given out
+	Ring      uint64      // its number
+}
+
+// Volume is a named block device.
+type Volume struct {
+	Name    string
+	ID      store.VolumeID
+	Size    int64 // bytes
+	Lineage ring.LineageID
+	Head    store.LayerID
+	Clean   bool        // nothing has to be reconciled
+	Epoch   store.Epoch // of its last attachment; 0: none yet
+	Created time.Time
+}
+
+// Layer is the pages written to a volume between two snapshots. The record of
+// a deleted one stays until every node that had it has confirmed the drop: it is
+// the positive record that the pages are dead (I8).
+type Layer struct {
+	ID      store.LayerID
+	Lineage ring.LineageID
+	Parent  store.LayerID // 0: none
+	Sealed  bool          // never changes again (I10)
+
+	Deleted bool
+	Forget  store.VolumeID // the volume that is gone with it; 0: none
+	Pending []ring.NodeID  // nodes that have not confirmed, in order
+}
+
+// Incarnation is what a node had when the exporter of a volume last found it
+// reconciled or resynced, and synced (N2, N3).
+type Incarnation struct {
+	Node        ring.NodeID
+	Identity    store.Identity
+	Incarnation store.Incarnation
+}
+
+// Purpose says what a volume is attached for.
+type Purpose string
+
+// The purposes of an attachment.
+const (
+	ForExport      Purpose = "export"
+	ForMaintenance Purpose = "maintenance" // given up at once when somebody wants it
+)
+
+// Attached is the record of an attachment, kept under a lease.
+type Attached struct {
+	Volume  store.VolumeID
+	Epoch   store.Epoch
+	Holder  Holder
+	Purpose Purpose
+	Since   time.Time
+}

@@ -1,0 +1,303 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"torus/ring"
+	"torus/store"
+)
+
+// VolumeSpec is what a new volume shall be.
+type VolumeSpec struct {
+	Name      string
+	Size      int64 // bytes: 4 KiB to 1 PiB, a multiple of 4096
+	Replicas  int   // 0: the cluster's default
+	MinCopies int   // 0: one less than Replicas, at least 1
+}
+
+// VolumeInfo is a volume with its policy and its holder.
+type VolumeInfo struct {
+	Volume
+	Lineage  Lineage   // hides Volume.Lineage, which is Lineage.ID
+	Attached *Attached // nil: nobody holds it
+}
+
+// CreateVolume makes a volume with its lineage and head layer. ErrExists if
+// the name is taken, ErrTooFewNodes if there are fewer storage nodes than copies.
+func (c *Cluster) CreateVolume(ctx context.Context, spec VolumeSpec) (Volume, error) {
+	spec, err := c.checkSpec(spec)
+	if err != nil {
+		return Volume{}, about("volume "+spec.Name, err)
+	}
+	lineage := Lineage{ID: ring.LineageID(c.draw()), Replicas: spec.Replicas, MinCopies: spec.MinCopies}
+	v := Volume{
+		Name: spec.Name, ID: store.VolumeID(c.draw()), Size: spec.Size, Lineage: lineage.ID,
+		Head: store.LayerID(c.draw()), Clean: true, Created: c.wall(),
+	}
+	err = c.transact(ctx, func(ctx context.Context, t *tx) error {
+		var have volumeRecord
+		found, err := t.get(ctx, keyVolumes+v.Name, &have)
+		if err != nil {
+			return err
+		}
+		if found && store.VolumeID(have.ID) == v.ID {
+			return nil // done by a run before, whose outcome was unknown
+		}
+		if found {
+			return ErrExists
+		}
+		if lineage.Ring, err = t.ringFor(ctx, spec.Replicas); err != nil {
+			return err
+		}
+		if err := t.absent(ctx, idKey(keyLineages, lineage.ID), idKey(keyLayers, v.Head)); err != nil {
+			return err
+		}
+		t.put(idKey(keyLineages, lineage.ID), newLineageRecord(lineage))
+		t.put(idKey(keyLayers, v.Head), newLayerRecord(Layer{ID: v.Head, Lineage: lineage.ID}))
+		t.put(keyVolumes+v.Name, newVolumeRecord(v))
+		return nil
+	})
+	if err != nil {
+		return Volume{}, about("volume "+spec.Name, err)
+	}
+	return v, nil
+}
+
+// checkSpec fills in the defaults.
+func (c *Cluster) checkSpec(s VolumeSpec) (VolumeSpec, error) {
+	if err := CheckName(s.Name); err != nil {
+		return s, err
+	}
+	if err := checkSize(s.Size); err != nil {
+		return s, err
+	}
+	if s.Replicas == 0 {
+		s.Replicas = c.info.Replicas
+	}
+	if s.MinCopies == 0 {
+		s.MinCopies = max(1, s.Replicas-1)
+	}
+	return s, checkCopies(s.Replicas, s.MinCopies)
+}
+
+// absent makes it a condition that there are no records with these keys.
+func (t *tx) absent(ctx context.Context, keys ...string) error {
+	for _, key := range keys {
+		p, err := t.pair(ctx, key)
+		if err != nil {
+			return err
+		}
+		if p.Mod != 0 {
+			return fmt.Errorf("record %s: %w", key, ErrExists)
+		}
+	}
+	return nil
+}
+
+// ringFor returns the number of a ring of so many copies over the present
+// storage nodes, and writes it if there is none yet.
+func (t *tx) ringFor(ctx context.Context, copies int) (uint64, error) {
+	nodes, err := t.nodes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	members, err := members(nodes, copies)
+	if err != nil {
+		return 0, err
+	}
+	pairs, err := t.list(ctx, keyRings)
+	if err != nil {
+		return 0, err
+	}
+	last := uint64(0)
+	for _, p := range pairs {
+		number, r, err := decodeRing(p)
+		if err != nil {
+			return 0, err
+		}
+		if r.Copies == copies && slices.Equal(r.Nodes, members) {
+			return number, nil
+		}
+		last = max(last, number)
+	}
+	r := Ring{Number: last + 1, Copies: copies, Nodes: members}
+	t.put(idKey(keyRings, r.Number), newRingRecord(r))
+	return r.Number, nil
+}
+
+// members returns the nodes that a ring of so many copies has, in order.
+func members(nodes []Node, copies int) ([]ring.NodeID, error) {
+	var ids []ring.NodeID
+	peer := "PEER"
+	for _, n := range nodes {
+		if n.Has(RoleStorage) && n.State == NodeActive {
+			ids = append(ids, n.ID)
+		}
+		if peer == "PEER" && n.Addresses.API != "" {
+			peer = n.Addresses.API
+		}
+	}
+	if len(ids) >= copies {
+		return ids, nil
+	}
+	use := ""
+	if len(ids) > 0 {
+		use = fmt.Sprintf(", or use --replicas %d", len(ids))
+	}
+	return nil, &tooFewNodesError{fmt.Sprintf("%d replicas need %d storage nodes, the cluster has %d: add one with \"torus join %s\"%s",
+		copies, copies, len(ids), peer, use)}
+}
+
+// tooFewNodesError is ErrTooFewNodes in the words that help.
+type tooFewNodesError struct{ text string }
+
+func (e *tooFewNodesError) Error() string        { return e.text }
+func (e *tooFewNodesError) Is(target error) bool { return target == ErrTooFewNodes }
+
+func decodeRing(p Pair) (uint64, Ring, error) {
+	var r ringRecord
+	number, err := keyID[uint64](p.Key, keyRings)
+	if err == nil {
+		err = decode(p.Key, p.Value, &r)
+	}
+	return number, r.ring(number), err
+}
+
+// Volumes returns all volumes, in the order of their names.
+func (c *Cluster) Volumes(ctx context.Context) ([]VolumeInfo, error) {
+	pairs, rev, err := c.readAll(ctx, keyVolumes, 0)
+	if err != nil {
+		return nil, err
+	}
+	lineagePairs, _, err := c.readAll(ctx, keyLineages, rev)
+	if err != nil {
+		return nil, err
+	}
+	lineages, err := decodeAll(lineagePairs, decodeLineage)
+	if err != nil {
+		return nil, err
+	}
+	attachedPairs, _, err := c.readAll(ctx, keyAttachments, rev)
+	if err != nil {
+		return nil, err
+	}
+	attached, err := decodeAll(attachedPairs, decodeAttached)
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]VolumeInfo, 0, len(pairs))
+	for _, p := range pairs {
+		_, v, err := decodeVolume(p)
+		if err != nil {
+			return nil, err
+		}
+		info := VolumeInfo{Volume: v, Lineage: lineages[v.Lineage]}
+		if a, ok := attached[v.ID]; ok {
+			info.Attached = &a
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// Volume returns the volume with a name. ErrNotFound if there is none.
+func (c *Cluster) Volume(ctx context.Context, name string) (VolumeInfo, error) {
+	info, err := c.volume(ctx, name)
+	return info, about("volume "+name, err)
+}
+
+func (c *Cluster) volume(ctx context.Context, name string) (info VolumeInfo, err error) {
+	if err := CheckName(name); err != nil {
+		return info, err
+	}
+	var r volumeRecord
+	found, err := c.read(ctx, keyVolumes+name, 0, &r)
+	if err != nil {
+		return info, err
+	}
+	if !found {
+		return info, ErrNotFound
+	}
+	info.Volume = r.volume(name)
+	var l lineageRecord
+	if _, err := c.read(ctx, idKey(keyLineages, info.Volume.Lineage), 0, &l); err != nil {
+		return info, err
+	}
+	info.Lineage = l.lineage(info.Volume.Lineage)
+	var a attachedRecord
+	found, err = c.read(ctx, idKey(keyAttachments, info.ID), 0, &a)
+	if found {
+		attached := a.attached(info.ID)
+		info.Attached = &attached
+	}
+	return info, err
+}
+
+func decodeVolume(p Pair) (string, Volume, error) {
+	var r volumeRecord
+	name := strings.TrimPrefix(p.Key, keyVolumes)
+	err := decode(p.Key, p.Value, &r)
+	return name, r.volume(name), err
+}
+
+func decodeLineage(p Pair) (ring.LineageID, Lineage, error) {
+	var r lineageRecord
+	id, err := keyID[ring.LineageID](p.Key, keyLineages)
+	if err == nil {
+		err = decode(p.Key, p.Value, &r)
+	}
+	return id, r.lineage(id), err
+}
+
+func decodeAttached(p Pair) (store.VolumeID, Attached, error) {
+	var r attachedRecord
+	id, err := keyID[store.VolumeID](p.Key, keyAttachments)
+	if err == nil {
+		err = decode(p.Key, p.Value, &r)
+	}
+	return id, r.attached(id), err
+}
+
+// volume reads a volume by name. ErrNotFound if there is none.
+func (t *tx) volume(ctx context.Context, name string) (Volume, error) {
+	var r volumeRecord
+	found, err := t.get(ctx, keyVolumes+name, &r)
+	if err == nil && !found {
+		err = ErrNotFound
+	}
+	return r.volume(name), err
+}
+
+// attached reads who holds a volume; nil for nobody.
+func (t *tx) attached(ctx context.Context, id store.VolumeID) (*Attached, error) {
+	a, _, err := t.attachedUnder(ctx, id)
+	return a, err
+}
+
+// attachedUnder reads who holds a volume, and under which lease.
+func (t *tx) attachedUnder(ctx context.Context, id store.VolumeID) (*Attached, LeaseID, error) {
+	var r attachedRecord
+	p, err := t.pair(ctx, idKey(keyAttachments, id))
+	if err != nil || p.Mod == 0 {
+		return nil, 0, err
+	}
+	if err := decode(p.Key, p.Value, &r); err != nil {
+		return nil, 0, err
+	}
+	a := r.attached(id)
+	return &a, p.Lease, nil
+}
+
+// lineage reads a lineage, which must be there.
+func (t *tx) lineage(ctx context.Context, id ring.LineageID) (Lineage, error) {
+	var r lineageRecord
+	key := idKey(keyLineages, id)
+	found, err := t.get(ctx, key, &r)
+	if err == nil && !found {
+		err = corrupt(key, "missing, although a volume names it")
+	}
+	return r.lineage(id), err
+}

@@ -1,0 +1,208 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"torus/ring"
+	"torus/store"
+)
+
+// RenameVolume gives a volume another name. It may be attached: attachments
+// are kept by ID. ErrNotFound, ErrExists.
+func (c *Cluster) RenameVolume(ctx context.Context, from, to string) error {
+	for _, name := range []string{from, to} {
+		if err := CheckName(name); err != nil {
+			return about("volume "+from, err)
+		}
+	}
+	if from == to {
+		_, err := c.Volume(ctx, from)
+		return err
+	}
+	var moving store.VolumeID // what a run before tried to rename
+	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
+		there, err := t.volume(ctx, to)
+		if err == nil {
+			if there.ID == moving {
+				return nil // done by a run before, whose outcome was unknown
+			}
+			return about("volume "+to, ErrExists)
+		}
+		if !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		v, err := t.volume(ctx, from)
+		if err != nil {
+			return err
+		}
+		moving, v.Name = v.ID, to
+		t.delete(keyVolumes + from)
+		t.put(keyVolumes+to, newVolumeRecord(v))
+		return nil
+	})
+	return about("volume "+from, err)
+}
+
+// DeleteVolume deletes a volume that nobody holds (*BusyError otherwise). Its
+// head layer's record says from then on that the layer is dead and the volume
+// gone, for every node that may have them: see DroppedLayers. Layers below
+// the head stay.
+func (c *Cluster) DeleteVolume(ctx context.Context, name string) error {
+	if err := CheckName(name); err != nil {
+		return about("volume "+name, err)
+	}
+	var deleting store.VolumeID // what a run before tried to delete
+	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
+		v, err := t.volume(ctx, name)
+		if errors.Is(err, ErrNotFound) && deleting != 0 {
+			return nil // done by a run before, whose outcome was unknown, or by another
+		}
+		if err != nil {
+			return err
+		}
+		if deleting != 0 && deleting != v.ID {
+			return nil // likewise, and the name has been given anew
+		}
+		holder, err := t.attached(ctx, v.ID)
+		if err != nil {
+			return err
+		}
+		if holder != nil {
+			return &BusyError{Volume: name, Holder: holder.Holder, Epoch: holder.Epoch}
+		}
+		deleting = v.ID
+		return t.deleteVolume(ctx, v)
+	})
+	return about("volume "+name, err)
+}
+
+// deleteVolume writes what deleting v means.
+func (t *tx) deleteVolume(ctx context.Context, v Volume) error {
+	key := idKey(keyLayers, v.Head)
+	var r layerRecord
+	found, err := t.get(ctx, key, &r)
+	if err == nil && !found {
+		err = corrupt(key, "missing, although volume %s has it as its head", v.Name)
+	}
+	if err != nil {
+		return err
+	}
+	l := r.layer(v.Head)
+	l.Deleted, l.Forget = true, v.ID
+	if l.Pending, err = t.mayHave(ctx, v); err != nil {
+		return err
+	}
+	t.delete(keyVolumes + v.Name)
+	t.deletePrefix(idKey(keyIncarnations, v.ID) + "/")
+	if len(l.Pending) == 0 {
+		t.delete(key)
+	} else {
+		t.put(key, newLayerRecord(l))
+	}
+	return nil
+}
+
+// mayHave returns the nodes that may have layers or the fence of v: those of
+// the lineage's ring, and those whose incarnation was recorded.
+func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
+	lineage, err := t.lineage(ctx, v.Lineage)
+	if err != nil {
+		return nil, err
+	}
+	key := idKey(keyRings, lineage.Ring)
+	var r ringRecord
+	found, err := t.get(ctx, key, &r)
+	if err == nil && !found {
+		err = corrupt(key, "missing, although lineage %v names it", lineage.ID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ids := r.ring(lineage.Ring).Nodes
+	prefix := idKey(keyIncarnations, v.ID) + "/"
+	pairs, err := t.list(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range pairs {
+		id, err := keyID[ring.NodeID](p.Key, prefix)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
+}
+
+// Layer returns a layer's record. ErrNotFound says that there is none: that
+// is not the same as deleted (I8).
+func (c *Cluster) Layer(ctx context.Context, id store.LayerID) (Layer, error) {
+	var r layerRecord
+	found, err := c.read(ctx, idKey(keyLayers, id), 0, &r)
+	if err == nil && !found {
+		err = ErrNotFound
+	}
+	return r.layer(id), about("layer "+id.String(), err)
+}
+
+// DroppedLayers returns the layers that are recorded as deleted and whose drop node
+// has not confirmed: the positive record that it may drop them, and forget
+// the volume that Forget names (I8).
+func (c *Cluster) DroppedLayers(ctx context.Context, node ring.NodeID) ([]Layer, error) {
+	pairs, _, err := c.readAll(ctx, keyLayers, 0)
+	if err != nil {
+		return nil, err
+	}
+	var dropped []Layer
+	for _, p := range pairs {
+		_, l, err := decodeLayer(p)
+		if err != nil {
+			return nil, err
+		}
+		if l.Deleted && slices.Contains(l.Pending, node) {
+			dropped = append(dropped, l)
+		}
+	}
+	return dropped, nil
+}
+
+// ConfirmDrop records that node has durably dropped a deleted layer, and forgotten
+// the volume that went with it. When all nodes have, the record is deleted.
+// Confirming again changes nothing; a layer that is not deleted is ErrInvalid.
+func (c *Cluster) ConfirmDrop(ctx context.Context, id store.LayerID, node ring.NodeID) error {
+	key := idKey(keyLayers, id)
+	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
+		var r layerRecord
+		found, err := t.get(ctx, key, &r)
+		if err != nil || !found {
+			return err
+		}
+		l := r.layer(id)
+		if !l.Deleted {
+			return fmt.Errorf("%w: node %v confirms the drop of a layer that is not deleted", ErrInvalid, node)
+		}
+		if !slices.Contains(l.Pending, node) {
+			return nil
+		}
+		if l.Pending = without(l.Pending, node); len(l.Pending) == 0 {
+			t.delete(key)
+		} else {
+			t.put(key, newLayerRecord(l))
+		}
+		return nil
+	})
+	return about("layer "+id.String(), err)
+}
+
+func decodeLayer(p Pair) (store.LayerID, Layer, error) {
+	var r layerRecord
+	id, err := keyID[store.LayerID](p.Key, keyLayers)
+	if err == nil {
+		err = decode(p.Key, p.Value, &r)
+	}
+	return id, r.layer(id), err
+}
