@@ -9,10 +9,14 @@ import (
 
 func readv(fd uintptr, iov []syscall.Iovec) (uintptr, syscall.Errno) {
 	n, _, e := syscall.Syscall(syscall.SYS_READV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	if e == 0 {
+		raceAcquire(fd)
+	}
 	return n, e
 }
 
 func writev(fd uintptr, iov []syscall.Iovec) (uintptr, syscall.Errno) {
+	raceRelease()
 	n, _, e := syscall.Syscall(syscall.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
 	return n, e
 }

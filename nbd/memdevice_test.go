@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"iter"
@@ -11,7 +12,7 @@ import (
 // memDevice is a Device in memory: the smallest that keeps the contract.
 // Ranges that were never written or were trimmed are holes.
 type memDevice struct {
-	mu    sync.RWMutex
+	mu    sync.Mutex
 	data  []byte
 	used  []bool // a page has been written
 	syncs atomic.Int64
@@ -38,8 +39,8 @@ func (d *memDevice) ReadAt(p []byte, off int64) (int, error) {
 	if err := d.hook("read", off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	n := copy(p, d.data[off:])
 	if n < len(p) {
 		return n, io.EOF
@@ -51,12 +52,10 @@ func (d *memDevice) WriteAt(p []byte, off int64) (int, error) {
 	if err := d.hook("write", off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	d.mu.RLock() // concurrent writes to one range are the client's business
-	defer d.mu.RUnlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for i := off / pageSize; i*pageSize < off+int64(len(p)); i++ {
-		if !d.used[i] {
-			d.used[i] = true
-		}
+		d.used[i] = true
 	}
 	return copy(d.data[off:], p), nil
 }
@@ -98,6 +97,13 @@ func (d *memDevice) zero(off, n int64, fua, noHole bool) error {
 	return nil
 }
 
+// holds tells whether p stands at off.
+func (d *memDevice) holds(p []byte, off int64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.Equal(d.data[off:off+int64(len(p))], p)
+}
+
 func (d *memDevice) Size() int64 { return int64(len(d.data)) }
 
 func (d *memDevice) Extents(off, n int64) iter.Seq2[Extent, error] {
@@ -107,9 +113,9 @@ func (d *memDevice) Extents(off, n int64) iter.Seq2[Extent, error] {
 			return
 		}
 		for end := off + n; off < end; {
-			d.mu.RLock()
+			d.mu.Lock()
 			used := d.used[off/pageSize]
-			d.mu.RUnlock()
+			d.mu.Unlock()
 			next := min(end, (off/pageSize+1)*pageSize)
 			if !yield(Extent{Off: off, Len: next - off, Hole: !used, Zero: !used}, nil) {
 				return
