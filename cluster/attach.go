@@ -26,7 +26,7 @@ type AttachOptions struct {
 func (c *Cluster) Attach(ctx context.Context, name string, h Holder, o AttachOptions) (*Attachment, error) {
 	a, err := c.attach(ctx, name, h, o)
 	if err != nil {
-		return nil, about("volume "+name, err)
+		return nil, about(volumeNamed(name), err)
 	}
 	return a, nil
 }

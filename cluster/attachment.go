@@ -236,7 +236,7 @@ func (a *Attachment) Detach(ctx context.Context, clean bool) error {
 	})
 	a.end(fmt.Errorf("%w: detached", ErrLost))
 	a.c.revoke(a.leaseNow().ID)
-	return about("volume "+a.nameNow(), err)
+	return about(volumeNamed(a.nameNow()), err)
 }
 
 // failed ends the attachment if err says that it is over.
@@ -244,7 +244,7 @@ func (a *Attachment) failed(err error) error {
 	if errors.Is(err, ErrLost) {
 		a.end(err)
 	}
-	return about("volume "+a.nameNow(), err)
+	return about(volumeNamed(a.nameNow()), err)
 }
 
 // end closes Done and Lost.
@@ -252,7 +252,7 @@ func (a *Attachment) end(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.lostErr == nil {
-		a.lostErr = about("volume "+a.name, err)
+		a.lostErr = about(volumeNamed(a.name), err)
 		close(a.lost)
 	}
 	a.lapse()

@@ -62,10 +62,10 @@ func Found(ctx context.Context, kv KV, f Founding, opts Options) (*Cluster, erro
 		f.ID = ID(hexID(c.draw()).String())
 	}
 	if err := f.ID.check(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("found cluster: %w", err)
 	}
 	if err := inRange("replicas", f.Replicas, 1, MaxReplicas); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("found cluster: %w", err)
 	}
 	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
 		var r infoRecord

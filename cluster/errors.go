@@ -68,6 +68,17 @@ func about(object string, err error) error {
 	return &Error{Object: object, Err: err}
 }
 
+func volumeNamed(name string) string { return objectNamed("volume", name) }
+func nodeNamed(name string) string   { return objectNamed("node", name) }
+
+// objectNamed keeps a name that is none from disappearing in the text.
+func objectNamed(kind, name string) string {
+	if name == "" {
+		name = `""`
+	}
+	return kind + " " + name
+}
+
 func (*Error) namesObject()       {}
 func (*BusyError) namesObject()   {}
 func (*RecordError) namesObject() {}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,18 +61,19 @@ func (e *etcdKV) call(ctx context.Context) (context.Context, context.CancelFunc)
 }
 
 // Get implements KV.
-func (e *etcdKV) Get(ctx context.Context, key string, at Revision) (Pair, error) {
+func (e *etcdKV) Get(ctx context.Context, key string, at Revision) (Pair, Revision, error) {
 	cctx, cancel := e.call(ctx)
 	defer cancel()
 	resp, err := e.client.Get(cctx, key, clientv3.WithRev(int64(at)))
 	if err != nil {
-		return Pair{}, e.failed(ctx, err)
+		return Pair{}, 0, e.failed(ctx, err)
 	}
+	at = cmp.Or(at, Revision(resp.Header.Revision))
 	if len(resp.Kvs) == 0 {
-		return Pair{Key: key}, nil
+		return Pair{Key: key}, at, nil
 	}
 	kv := resp.Kvs[0]
-	return Pair{Key: key, Value: kv.Value, Mod: Revision(kv.ModRevision), Lease: LeaseID(kv.Lease)}, nil
+	return Pair{Key: key, Value: kv.Value, Mod: Revision(kv.ModRevision), Lease: LeaseID(kv.Lease)}, at, nil
 }
 
 // Range implements KV.
@@ -86,10 +88,7 @@ func (e *etcdKV) Range(ctx context.Context, prefix string, at Revision) ([]Pair,
 	for i, kv := range resp.Kvs {
 		pairs[i] = Pair{Key: string(kv.Key), Value: kv.Value, Mod: Revision(kv.ModRevision), Lease: LeaseID(kv.Lease)}
 	}
-	if at == 0 {
-		at = Revision(resp.Header.Revision)
-	}
-	return pairs, at, nil
+	return pairs, cmp.Or(at, Revision(resp.Header.Revision)), nil
 }
 
 // Commit implements KV.

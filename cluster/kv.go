@@ -18,11 +18,12 @@ import (
 // others as said at the method.
 type KV interface {
 	// Get returns what key holds at revision at, 0 being the newest that any
-	// client was told of. A pair with Mod 0 is absent. ErrCompacted if at is too old.
-	Get(ctx context.Context, key string, at Revision) (Pair, error)
+	// client was told of, and the revision that this was read at. A pair with
+	// Mod 0 is absent. ErrCompacted if at is too old.
+	Get(ctx context.Context, key string, at Revision) (Pair, Revision, error)
 
 	// Range returns all pairs whose keys begin with prefix, in the order of
-	// keys, and the revision that this was read at. at is as in Get.
+	// keys; the rest as Get does.
 	Range(ctx context.Context, prefix string, at Revision) ([]Pair, Revision, error)
 
 	// Commit does all of t.Then at one revision if all of t.If hold, and

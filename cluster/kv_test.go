@@ -65,9 +65,9 @@ func mustCommit(t *testing.T, kv KV, ops ...Op) Revision {
 
 func wantPair(t *testing.T, kv KV, key string, at Revision, want string) Pair {
 	t.Helper()
-	p, err := kv.Get(t.Context(), key, at)
-	if err != nil {
-		t.Fatalf("get %s at %d: %v", key, at, err)
+	p, rev, err := kv.Get(t.Context(), key, at)
+	if err != nil || at != 0 && rev != at || rev < p.Mod {
+		t.Fatalf("get %s at %d: at %d, %v", key, at, rev, err)
 	}
 	if got := string(p.Value); got != want || p.Key != key || (p.Mod == 0) != (want == "") {
 		t.Fatalf("get %s at %d: %q at %d, want %q", key, at, got, p.Mod, want)
@@ -271,7 +271,7 @@ func testKVCompacted(t *testing.T, kv kvUnderTest) {
 	mustCommit(t, kv, put("c", "2"))
 	r3 := mustCommit(t, kv, put("c", "3"))
 	kv.compact(t)
-	if _, err := kv.Get(t.Context(), "c", r1); !errors.Is(err, ErrCompacted) {
+	if _, _, err := kv.Get(t.Context(), "c", r1); !errors.Is(err, ErrCompacted) {
 		t.Errorf("get: %v", err)
 	}
 	if _, _, err := kv.Range(t.Context(), "c", r1); !errors.Is(err, ErrCompacted) {
@@ -371,7 +371,7 @@ func testKVContextEnds(t *testing.T, kv kvUnderTest) {
 	if _, err := next(); !errors.Is(err, context.Canceled) {
 		t.Errorf("watch: %v", err)
 	}
-	if _, err := kv.Get(ctx, "k", 0); !errors.Is(err, context.Canceled) {
+	if _, _, err := kv.Get(ctx, "k", 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("get: %v", err)
 	}
 	if _, err := kv.Commit(ctx, Txn{Then: []Op{put("k", "x")}}); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnknown) {
@@ -387,7 +387,7 @@ func testKVClose(t *testing.T, kv kvUnderTest) {
 	if _, err := next(); !errors.Is(err, ErrClosed) {
 		t.Errorf("watch: %v", err)
 	}
-	if _, err := kv.Get(t.Context(), "k", 0); !errors.Is(err, ErrClosed) {
+	if _, _, err := kv.Get(t.Context(), "k", 0); !errors.Is(err, ErrClosed) {
 		t.Errorf("get: %v", err)
 	}
 	if _, err := kv.Commit(t.Context(), Txn{Then: []Op{put("k", "x")}}); !errors.Is(err, ErrClosed) || errors.Is(err, ErrUnknown) {

@@ -144,16 +144,16 @@ func (m *Memory) readable(rev Revision) (Revision, error) {
 }
 
 // Get implements KV.
-func (m *Memory) Get(ctx context.Context, key string, at Revision) (Pair, error) {
+func (m *Memory) Get(ctx context.Context, key string, at Revision) (Pair, Revision, error) {
 	if err := m.begin(ctx); err != nil {
-		return Pair{}, err
+		return Pair{}, 0, err
 	}
 	defer m.mu.Unlock()
 	rev, err := m.readable(at)
 	if err != nil {
-		return Pair{}, err
+		return Pair{}, 0, err
 	}
-	return m.at(key, rev), nil
+	return m.at(key, rev), rev, nil
 }
 
 // Range implements KV.

@@ -23,10 +23,10 @@ func (c *Cluster) RegisterNode(ctx context.Context, n Node) error {
 		n.State = NodeActive
 	}
 	if n.ID == 0 {
-		return about("node "+n.Name, fmt.Errorf("%w: no ID", ErrInvalid))
+		return about(nodeNamed(n.Name), fmt.Errorf("%w: no ID", ErrInvalid))
 	}
 	if err := n.check(); err != nil {
-		return about("node "+n.Name, err)
+		return about(nodeNamed(n.Name), err)
 	}
 	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
 		nodes, err := t.nodes(ctx)
@@ -50,7 +50,7 @@ func (c *Cluster) RegisterNode(ctx context.Context, n Node) error {
 		t.put(key, newNodeRecord(n))
 		return nil
 	})
-	return about("node "+n.Name, err)
+	return about(nodeNamed(n.Name), err)
 }
 
 // Nodes returns all nodes, in the order of their names.
@@ -89,14 +89,14 @@ func (c *Cluster) Nodes(ctx context.Context) ([]NodeInfo, error) {
 func (c *Cluster) Node(ctx context.Context, name string) (NodeInfo, error) {
 	nodes, err := c.Nodes(ctx)
 	if err != nil {
-		return NodeInfo{}, about("node "+name, err)
+		return NodeInfo{}, about(nodeNamed(name), err)
 	}
 	for _, n := range nodes {
 		if n.Name == name {
 			return n, nil
 		}
 	}
-	return NodeInfo{}, about("node "+name, ErrNotFound)
+	return NodeInfo{}, about(nodeNamed(name), ErrNotFound)
 }
 
 // nodes reads all nodes, in the order of their IDs; none may be added or changed.

@@ -86,7 +86,7 @@ func (a *Attachment) Renew(ctx context.Context) error {
 		a.renewedAt(lease, sent)
 	}
 	a.Held()
-	return about("volume "+a.nameNow(), err)
+	return about(volumeNamed(a.nameNow()), err)
 }
 
 func (a *Attachment) renewedAt(lease Lease, sent time.Duration) {

@@ -8,12 +8,11 @@ import (
 	"time"
 )
 
-// errChanged ends a run that has read a record twice, and differently.
-var errChanged = errors.New("changed meanwhile")
-
-// tx is a transaction in the making: what it read becomes its conditions.
+// tx is a transaction in the making: what it read, all at one revision,
+// becomes its conditions.
 type tx struct {
 	c     *Cluster
+	at    Revision // of all reads; 0 before the first
 	reads map[string]Revision
 	txn   Txn
 }
@@ -25,7 +24,9 @@ type tx struct {
 // A commit with an unknown outcome is followed by another run of f too. That is
 // safe since every transaction changes a key that it has read (commit insists):
 // of the two at most one is done, however late the first arrives. So f must see
-// from the records that an earlier run of its own was done, and then write nothing.
+// from the records that an earlier run of its own was done, and then write
+// nothing. All reads of a run are at one revision, or the commit of an earlier run,
+// arriving between two of them, would show up half.
 func (c *Cluster) transact(ctx context.Context, f func(context.Context, *tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Patience)
 	defer cancel()
@@ -41,11 +42,11 @@ func (c *Cluster) transact(ctx context.Context, f func(context.Context, *tx) err
 		switch {
 		case err == nil && held:
 			return nil
-		case err == nil, errors.Is(err, errChanged): // somebody else's change came first
+		case err == nil: // somebody else's change came first
 			continue
 		case errors.Is(err, ErrUnknown):
 			unknown, last = err, err
-		case errors.Is(err, ErrUnavailable):
+		case errors.Is(err, ErrUnavailable), errors.Is(err, ErrCompacted):
 			last = err
 		case ctx.Err() == nil:
 			return err
@@ -84,22 +85,19 @@ func (t *tx) get(ctx context.Context, key string, r record) (bool, error) {
 
 // pair reads a record as it is stored, under the same condition.
 func (t *tx) pair(ctx context.Context, key string) (Pair, error) {
-	p, err := t.c.kv.Get(ctx, key, 0)
-	if err != nil {
-		return p, err
+	p, at, err := t.c.kv.Get(ctx, key, t.at)
+	if err == nil {
+		t.at, t.reads[key] = at, p.Mod
 	}
-	if before, again := t.reads[key]; again && before != p.Mod {
-		return p, errChanged
-	}
-	t.reads[key] = p.Mod
-	return p, nil
+	return p, err
 }
 
 // list reads all records below a prefix, and makes it a condition that none is
 // added or changed (one may go).
 func (t *tx) list(ctx context.Context, prefix string) ([]Pair, error) {
-	pairs, at, err := t.c.kv.Range(ctx, prefix, 0)
+	pairs, at, err := t.c.kv.Range(ctx, prefix, t.at)
 	if err == nil {
+		t.at = at
 		t.txn.If = append(t.txn.If, Cond{Key: prefix, Mod: at, Prefix: true})
 	}
 	return pairs, err
@@ -127,7 +125,7 @@ func (t *tx) deletePrefix(prefix string) {
 func (c *Cluster) read(ctx context.Context, key string, at Revision, r record) (bool, error) {
 	var p Pair
 	err := c.patiently(ctx, func(ctx context.Context) (err error) {
-		p, err = c.kv.Get(ctx, key, at)
+		p, _, err = c.kv.Get(ctx, key, at)
 		return err
 	})
 	if err != nil || p.Mod == 0 {

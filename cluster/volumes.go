@@ -30,7 +30,7 @@ type VolumeInfo struct {
 func (c *Cluster) CreateVolume(ctx context.Context, spec VolumeSpec) (Volume, error) {
 	spec, err := c.checkSpec(spec)
 	if err != nil {
-		return Volume{}, about("volume "+spec.Name, err)
+		return Volume{}, about(volumeNamed(spec.Name), err)
 	}
 	lineage := Lineage{ID: ring.LineageID(c.draw()), Replicas: spec.Replicas, MinCopies: spec.MinCopies}
 	v := Volume{
@@ -61,7 +61,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, spec VolumeSpec) (Volume, er
 		return nil
 	})
 	if err != nil {
-		return Volume{}, about("volume "+spec.Name, err)
+		return Volume{}, about(volumeNamed(spec.Name), err)
 	}
 	return v, nil
 }
@@ -147,8 +147,11 @@ func members(nodes []Node, copies int) ([]ring.NodeID, error) {
 	if len(ids) > 0 {
 		use = fmt.Sprintf(", or use --replicas %d", len(ids))
 	}
-	return nil, &tooFewNodesError{fmt.Sprintf("%d replicas need %d storage nodes, the cluster has %d: add one with \"torus join %s\"%s",
-		copies, copies, len(ids), peer, use)}
+	need := fmt.Sprintf("%d replicas need %d storage nodes", copies, copies)
+	if copies == 1 {
+		need = "1 replica needs 1 storage node"
+	}
+	return nil, &tooFewNodesError{fmt.Sprintf("%s, the cluster has %d: add one with \"torus join %s\"%s", need, len(ids), peer, use)}
 }
 
 // tooFewNodesError is ErrTooFewNodes in the words that help.
@@ -206,7 +209,7 @@ func (c *Cluster) Volumes(ctx context.Context) ([]VolumeInfo, error) {
 // Volume returns the volume with a name. ErrNotFound if there is none.
 func (c *Cluster) Volume(ctx context.Context, name string) (VolumeInfo, error) {
 	info, err := c.volume(ctx, name)
-	return info, about("volume "+name, err)
+	return info, about(volumeNamed(name), err)
 }
 
 func (c *Cluster) volume(ctx context.Context, name string) (info VolumeInfo, err error) {

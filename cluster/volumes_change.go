@@ -15,7 +15,7 @@ import (
 func (c *Cluster) RenameVolume(ctx context.Context, from, to string) error {
 	for _, name := range []string{from, to} {
 		if err := CheckName(name); err != nil {
-			return about("volume "+from, err)
+			return about(volumeNamed(from), err)
 		}
 	}
 	if from == to {
@@ -29,7 +29,7 @@ func (c *Cluster) RenameVolume(ctx context.Context, from, to string) error {
 			if there.ID == moving {
 				return nil // done by a run before, whose outcome was unknown
 			}
-			return about("volume "+to, ErrExists)
+			return about(volumeNamed(to), ErrExists)
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return err
@@ -43,7 +43,7 @@ func (c *Cluster) RenameVolume(ctx context.Context, from, to string) error {
 		t.put(keyVolumes+to, newVolumeRecord(v))
 		return nil
 	})
-	return about("volume "+from, err)
+	return about(volumeNamed(from), err)
 }
 
 // DeleteVolume deletes a volume that nobody holds (*BusyError otherwise). Its
@@ -52,7 +52,7 @@ func (c *Cluster) RenameVolume(ctx context.Context, from, to string) error {
 // the head stay.
 func (c *Cluster) DeleteVolume(ctx context.Context, name string) error {
 	if err := CheckName(name); err != nil {
-		return about("volume "+name, err)
+		return about(volumeNamed(name), err)
 	}
 	var deleting store.VolumeID // what a run before tried to delete
 	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
@@ -76,7 +76,7 @@ func (c *Cluster) DeleteVolume(ctx context.Context, name string) error {
 		deleting = v.ID
 		return t.deleteVolume(ctx, v)
 	})
-	return about("volume "+name, err)
+	return about(volumeNamed(name), err)
 }
 
 // deleteVolume writes what deleting v means.
