@@ -24,22 +24,29 @@ func waitFor(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// TestMain checks that all tests together leave no goroutine behind.
+// TestMain checks that all tests together leave no goroutine of ours behind.
 func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
 	code := m.Run()
-	if code == 0 {
-		end := time.Now().Add(5 * time.Second)
-		for runtime.NumGoroutine() > before && time.Now().Before(end) {
-			time.Sleep(5 * time.Millisecond)
-		}
-		if n := runtime.NumGoroutine(); n > before {
-			buf := make([]byte, 1<<20)
-			os.Stderr.WriteString("goroutines left behind:\n" + string(buf[:runtime.Stack(buf, true)]))
-			code = 1
-		}
+	left := ours()
+	for end := time.Now().Add(5 * time.Second); left != "" && time.Now().Before(end); left = ours() {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if code == 0 && left != "" {
+		os.Stderr.WriteString("goroutines left behind:\n" + left)
+		code = 1
 	}
 	os.Exit(code)
+}
+
+// ours are the stacks of goroutines in methods of this package.
+func ours() (left string) {
+	buf := make([]byte, 1<<20)
+	for _, stack := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(stack, "nbd.(*") {
+			left += stack + "\n\n"
+		}
+	}
+	return left
 }
 
 // TestOutOfOrder: a request that the device holds up does not hold up others,
