@@ -69,7 +69,7 @@ func (v *Volume) extentBatch(off, end int64) ([]Extent, error) {
 	defer v.gate.leave()
 	// Chunks with the same copies are one run; a bound on it keeps looking for
 	// its end cheap on a volume of many chunks.
-	stop, copies, err := v.place.readRun(off, min(end, off+1<<40))
+	stop, copies, err := v.place.readRun(off, min(end, off+1<<36))
 	if err != nil {
 		return nil, err
 	}

@@ -22,14 +22,14 @@ type settler struct {
 	quit  chan struct{}
 
 	running sync.WaitGroup
-	mu      sync.Mutex    // one settling at a time; held over its I/O, taken by no request but an overdue one
-	told    store.Version // the mark the copies know; guarded by mu
+	turn    chan struct{} // holds one element while somebody settles; no request takes it but an overdue one
+	told    store.Version // the mark the copies know; guarded by turn
 }
 
 func (s *settler) init(bytes int64, every time.Duration) {
 	s.bytes, s.every = bytes, every
 	s.first, s.full = make(chan struct{}, 1), make(chan struct{}, 1)
-	s.quit = make(chan struct{})
+	s.quit, s.turn = make(chan struct{}), make(chan struct{}, 1)
 }
 
 // overdue is how many times over its bound the pending bytes must be before
@@ -53,7 +53,7 @@ func (v *Volume) written(c *change) error {
 	}
 	signal(v.settle.full)
 	if pending >= overdue*v.settle.bytes {
-		return v.settleNow()
+		return v.settleFrom(v.settle.bytes)
 	}
 	return nil
 }
@@ -98,11 +98,18 @@ func (s *settler) end() {
 
 // settleNow makes all answered writes durable and tells every copy the mark up
 // to which that holds.
-func (v *Volume) settleNow() error {
+func (v *Volume) settleNow() error { return v.settleFrom(0) }
+
+// settleFrom is settleNow unless, when its turn comes, fewer bytes than that are
+// pending: those who wait for their turn are mostly helped by whoever has it.
+func (v *Volume) settleFrom(bytes int64) error {
 	s := &v.settle
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
 	pending := s.pending.Load()
+	if pending < bytes {
+		return v.stopped()
+	}
 	// Below every write still in flight when the sync begins: what is at or
 	// below it has ended, so the sync covers it, on every copy.
 	mark := v.flight.low()

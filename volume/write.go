@@ -91,14 +91,16 @@ func (v *Volume) change(c change) error {
 		return err
 	}
 	err = v.send(&c, first, end, version)
-	if err == nil && c.flags&store.FlagSync == 0 {
+	if c.flags&store.FlagSync == 0 {
+		// Also after an error: some pages may have been applied, and a mark
+		// that passes this version says that they are durable.
 		v.flush.answered.Add(1)
 	}
 	v.flight.finish(first, end, version)
-	if err != nil {
-		return err
+	if late := v.written(&c); err == nil {
+		err = late
 	}
-	return v.written(&c)
+	return err
 }
 
 // send brings c, which covers the pages [first, end), to all copies.
