@@ -1,0 +1,150 @@
+package segment
+
+import (
+	"errors"
+	"time"
+
+	"torus/store"
+)
+
+// What segments may take, over what is live in them: at rest the collector
+// brings it down to restRatio; while clients write it lets it grow to
+// busyRatio, since copying less often copies fewer pages.
+const (
+	restRatio = 1.15
+	busyRatio = 2.0
+	restAfter = time.Second
+
+	punchRun   = 64 << 10 / blockSize // shorter dead runs are not worth a call
+	minGarbage = 64                   // blocks; less is not worth a copy
+)
+
+// collector remembers between rounds; it belongs to the background goroutine.
+type collector struct {
+	cold     coldLog
+	lastLog  int64 // requests of clients when last looked at
+	restedAt time.Time
+}
+
+// atRest reports whether clients have written nothing for a while.
+func (st *Store) atRest(now time.Time) bool {
+	c := &st.collector
+	if n := st.stats.writes.Load(); n != c.lastLog {
+		c.lastLog, c.restedAt = n, now
+	}
+	return now.Sub(c.restedAt) >= restAfter
+}
+
+// collect frees dead segments, and brings the space that the others take under
+// the limit. It returns after a bounded piece of work; more reports whether
+// there is more to do at once.
+func (st *Store) collect(now time.Time) (more bool, err error) {
+	if err := st.freeDead(); err != nil {
+		return false, err
+	}
+	rest := st.atRest(now)
+	if rest {
+		st.segments.setWant(spareOfCollector)
+		if err := st.segments.tidy(); err != nil {
+			return false, err
+		}
+	}
+	victim := chooseVictim(st.segments.all(), st.limit(rest))
+	if victim == nil {
+		return false, nil
+	}
+	start := time.Now()
+	if err := st.evacuate(victim); err != nil {
+		return false, err
+	}
+	if !rest && st.segments.exhausted() == nil {
+		// Half the time is the clients'.
+		st.pause(time.Since(start))
+	}
+	return true, st.freeDead()
+}
+
+func (st *Store) pause(d time.Duration) {
+	select {
+	case <-st.stop:
+	case <-time.After(d):
+	}
+}
+
+func (st *Store) limit(rest bool) float64 {
+	switch {
+	case st.segments.exhausted() != nil:
+		return 1
+	case rest:
+		return restRatio
+	}
+	return busyRatio
+}
+
+// taken returns the blocks of a sealed segment that lie on disk.
+func (g *seg) taken() uint32 { return g.used.Load() - g.punched.Load() }
+
+// chooseVictim returns the sealed segment with the least live share, if all of
+// them take more than ratio times what is live; nil otherwise.
+func chooseVictim(all map[segNum]*seg, ratio float64) *seg {
+	var taken, live int64
+	var victim *seg
+	least := 1.0
+	for _, g := range all {
+		if !g.sealed.Load() || g.damaged.Load() {
+			continue
+		}
+		t, l := int64(g.taken()), int64(g.live.Load())
+		taken, live = taken+t, live+l
+		if share := float64(l) / float64(t); share < least && t-l >= minGarbage {
+			least, victim = share, g
+		}
+	}
+	if float64(taken) <= ratio*float64(live) {
+		return nil
+	}
+	return victim
+}
+
+// freeDead gives back segments that nothing points to. What supersedes their
+// pages is durable, and the index that doesn't point to them too, before a
+// record says that they are freed, and that record is durable before they are.
+func (st *Store) freeDead() error {
+	var dead []*seg
+	for _, g := range st.segments.all() {
+		if g.sealed.Load() && g.live.Load() == 0 && g.tombs.Load() == 0 {
+			dead = append(dead, g)
+		}
+	}
+	if len(dead) == 0 {
+		return nil
+	}
+	if err := st.flush(); err != nil {
+		return err
+	}
+	st.flushMu.Lock()
+	defer st.flushMu.Unlock()
+	r := newRequest()
+	r.essential = true
+	var free []*seg
+	for _, g := range dead {
+		// The segment in which the replay would begin stays.
+		if g.num != st.persisted.segment && st.doubt.Load() == nil {
+			free = append(free, g)
+			r.add(record{kind: recFreed, layer: store.LayerID(g.num)})
+		}
+	}
+	if len(free) == 0 {
+		return nil
+	}
+	r.meta = func() {}
+	if err := st.commitDurable(r); err != nil {
+		return err
+	}
+	var errs []error
+	for _, g := range free {
+		st.freedSegments = append(st.freedSegments, g)
+		errs = append(errs, st.segments.recycle(g))
+	}
+	return errors.Join(errs...)
+}
