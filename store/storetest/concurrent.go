@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -15,41 +16,8 @@ var concurrentBehaviours = []behaviour{
 	{"AttachWaitsForRequestsOfLowerEpochs", func(f *fixture) {
 		// Whatever was let in under the lower epoch shows when Attach returns,
 		// and nothing of it comes later (N1).
-		const writers, pages = 4, 8
-		epoch := first
-		for round := range 5 {
-			lower := f.attach(epoch)
-			var done sync.WaitGroup
-			var answered [writers]atomic.Uint64
-			for w := range int64(writers) {
-				done.Go(func() {
-					for i := uint64(1); ; i++ {
-						version := store.NewVersion(epoch, i)
-						err := lower.Write(f.ctx, top, w*pages*ps, pattern(w*pages, pages, version), version, 0)
-						if err != nil {
-							if !errors.Is(err, store.ErrFenced) {
-								f.Errorf("got error %v, want %v", err, store.ErrFenced)
-							}
-							return
-						}
-						answered[w].Store(i)
-					}
-				})
-			}
-			for answered[round%writers].Load() < 5 {
-				f.read(f.attach(epoch), chain(bottom), 0, 1)
-			}
-			f.Replica = f.attach(epoch + 1)
-			_, then := f.read(f.Replica, chain(top), 0, writers*pages)
-			done.Wait()
-			f.expect(chain(top), 0, then...)
-			for w := range writers {
-				last := answered[w].Load()
-				if got := then[w*pages].Version; last > 0 && got < store.NewVersion(epoch, last) {
-					f.Fatalf("sequence %d of epoch %d was answered, %v is here", last, epoch, got)
-				}
-			}
-			epoch++
+		for epoch := first; epoch < first+5; epoch++ {
+			f.attachBesideWriters(epoch)
 		}
 	}},
 	{"PagesAreWholeAndNoOlderThanAnswered", func(f *fixture) {
@@ -134,6 +102,48 @@ var concurrentBehaviours = []behaviour{
 			f.expect(chain(top), int64(w), page)
 		}
 	}},
+}
+
+// attachBesideWriters attaches at epoch+1 while epoch is written under.
+func (f *fixture) attachBesideWriters(epoch store.Epoch) {
+	f.Helper()
+	const writers, pages, tooMany = 4, 8, 100_000
+	lower := f.attach(epoch)
+	ctx, cancel := context.WithCancel(f.ctx)
+	var done sync.WaitGroup
+	defer done.Wait()
+	defer cancel()
+	var answered [writers]atomic.Uint64
+	for w := range int64(writers) {
+		done.Go(func() {
+			for i := uint64(1); i < tooMany; i++ {
+				version := store.NewVersion(epoch, i)
+				err := lower.Write(ctx, top, w*pages*ps, pattern(w*pages, pages, version), version, 0)
+				switch {
+				case errors.Is(err, store.ErrFenced) || ctx.Err() != nil:
+					return
+				case err != nil:
+					f.Errorf("got error %v, want %v", err, store.ErrFenced)
+					return
+				}
+				answered[w].Store(i)
+			}
+			f.Errorf("%d writes were answered, none was fenced", tooMany)
+		})
+	}
+	for answered[int(epoch)%writers].Load() < 5 {
+		f.read(f.attach(epoch), chain(bottom), 0, 1)
+	}
+	f.Replica = f.attach(epoch + 1)
+	_, then := f.read(f.Replica, chain(top), 0, writers*pages)
+	done.Wait()
+	f.expect(chain(top), 0, then...)
+	for w := range writers {
+		last := answered[w].Load()
+		if got := then[w*pages].Version; last > 0 && got < store.NewVersion(epoch, last) {
+			f.Fatalf("sequence %d of epoch %d was answered, %v is here", last, epoch, got)
+		}
+	}
 }
 
 func raise(high *atomic.Uint64, to uint64) {

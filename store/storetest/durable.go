@@ -78,12 +78,12 @@ var durableBehaviours = []behaviour{
 		f.expect(chain(top), 0, data(top, v(1)), data(top, v(1)), hole(top, v(2)), hole(top, v(2)), data(top, v(1)))
 	}},
 	{"FlagSyncOverUnsynced", func(f *fixture) {
-		f.write(top, 0, 5, v(1))
-		f.write(top, 2, 1, v(2), store.FlagSync)
+		f.write(top, 0, 20, v(1))
+		f.write(top, 5, 10, v(2), store.FlagSync)
 		f.cutAndOpen()
-		f.expectEach(0, 2, absent, data(top, v(1)))
-		f.expect(chain(top), 2, data(top, v(2)))
-		f.expectEach(3, 2, absent, data(top, v(1)))
+		f.expectEach(0, 5, absent, data(top, v(1)))
+		f.expectData(5, 10, v(2))
+		f.expectEach(15, 5, absent, data(top, v(1)))
 	}},
 	{"FlagSyncOfARepeatedWrite", func(f *fixture) {
 		// The first copy was answered to nobody; the second is the promise.
@@ -131,7 +131,7 @@ var durableBehaviours = []behaviour{
 	}},
 	{"ManyRoundsOfCuts", func(f *fixture) {
 		synced := store.Version(0)
-		for round := range uint64(10) {
+		for round := range uint64(6) {
 			f.write(top, 0, 8, v(2*round+1))
 			f.sync()
 			synced = v(2*round + 1)

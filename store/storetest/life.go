@@ -59,34 +59,7 @@ var lifeBehaviours = []behaviour{
 		f.expectData(0, 20, v(1))
 	}},
 	{"CloseFinishesRequests", func(f *fixture) {
-		const writers = 4
-		var done sync.WaitGroup
-		var written [writers]atomic.Int64
-		for w := range int64(writers) {
-			done.Go(func() {
-				for i := int64(0); ; i++ {
-					err := f.Write(f.ctx, top, (w*1000+i%100)*ps, pattern(w*1000+i%100, 1, v(uint64(i+1))), v(uint64(i+1)), 0)
-					if err != nil {
-						if !errors.Is(err, store.ErrClosed) {
-							f.Errorf("got error %v, want %v", err, store.ErrClosed)
-						}
-						return
-					}
-					written[w].Store(i + 1)
-				}
-			})
-		}
-		for written[0].Load() < 10 {
-			f.expect(chain(bottom), 0, absent)
-		}
-		f.ok(f.store.Close())
-		done.Wait()
-		f.open()
-		for w := range int64(writers) {
-			for i := max(0, written[w].Load()-100); i < written[w].Load(); i++ {
-				f.expect(chain(top), w*1000+i%100, data(top, v(uint64(i+1))))
-			}
-		}
+		f.closeBesideWriters()
 	}},
 	{"CancelledBefore", func(f *fixture) {
 		f.write(top, 0, 1, v(1))
@@ -113,6 +86,58 @@ var lifeBehaviours = []behaviour{
 			f.Fatalf("%d layers are here, want 3", n)
 		}
 	}},
+}
+
+// closeBesideWriters wants all that was answered before Close to be there.
+func (f *fixture) closeBesideWriters() {
+	f.Helper()
+	const writers, pages, tooMany = 4, 100, 100_000
+	ctx, cancel := context.WithCancel(f.ctx)
+	var done sync.WaitGroup
+	defer done.Wait()
+	defer cancel()
+	var answered [writers]atomic.Int64
+	for w := range int64(writers) {
+		done.Go(func() {
+			for i := int64(0); i < tooMany; i++ {
+				page, version := w*pages+i%pages, v(uint64(i+1))
+				err := f.Write(ctx, top, page*ps, pattern(page, 1, version), version, 0)
+				switch {
+				case errors.Is(err, store.ErrClosed) || ctx.Err() != nil:
+					return
+				case err != nil:
+					f.Errorf("got error %v, want %v", err, store.ErrClosed)
+					return
+				}
+				answered[w].Store(i + 1)
+			}
+			f.Errorf("%d writes were answered, none was refused", tooMany)
+		})
+	}
+	for answered[0].Load() < 10 {
+		f.read(f.Replica, chain(bottom), 0, 1)
+	}
+	f.ok(f.store.Close())
+	done.Wait()
+	f.open()
+	for w := range int64(writers) {
+		last := answered[w].Load()
+		for i := max(0, last-pages); i < last; i++ {
+			page, want := w*pages+i%pages, v(uint64(i+1))
+			if got := f.versionAt(page); got < want {
+				f.Fatalf("page %d has version %v, %v was answered", page, got, want)
+			}
+		}
+	}
+}
+
+// versionAt returns the version of a page of top, and wants its bytes to be
+// that version's.
+func (f *fixture) versionAt(page int64) store.Version {
+	f.Helper()
+	_, info := f.read(f.Replica, chain(top), page, 1)
+	f.expect(chain(top), page, info...)
+	return info[0].Version
 }
 
 // reincarnated wants the incarnation to change over what happens, or to stay,
