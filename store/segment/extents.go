@@ -15,7 +15,7 @@ func (r *replica) Extents(ctx context.Context, id store.LayerID, off, n int64, s
 			yield(store.Extent{}, fail("extents", id, off, err))
 			return
 		}
-		l, err := r.st.tables.layer(id)
+		l, err := r.layer(ctx, id)
 		if err != nil {
 			yield(store.Extent{}, fail("extents", id, off, err))
 			return
@@ -23,6 +23,15 @@ func (r *replica) Extents(ctx context.Context, id store.LayerID, off, n int64, s
 		w := &extentWalk{r: r, ctx: ctx, layer: l, end: off + n, since: since, yield: yield}
 		w.walk(off)
 	}
+}
+
+// layer looks a layer up under the replica's epoch.
+func (r *replica) layer(ctx context.Context, id store.LayerID) (*layer, error) {
+	if err := r.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer r.leave()
+	return r.st.tables.layer(id)
 }
 
 // An extentWalk joins pages of one kind and version and yields the runs.

@@ -279,7 +279,7 @@ func (st *Store) changeWhole(c *pageChange, first, end uint32) error {
 		}
 		first = next
 	}
-	return nil
+	return st.sweepSoon()
 }
 
 // changeExisting goes through the chunks in [first, end) that have pages.
@@ -336,7 +336,7 @@ func (r *replica) Stable(ctx context.Context, id store.LayerID, stable, settled 
 // Unstable implements store.Replica.
 func (r *replica) Unstable(ctx context.Context, id store.LayerID) iter.Seq2[store.Extent, error] {
 	return func(yield func(store.Extent, error) bool) {
-		l, err := r.st.tables.layer(id)
+		l, err := r.layer(ctx, id)
 		if err != nil {
 			yield(store.Extent{}, fail("unstable", id, -1, err))
 			return
@@ -370,8 +370,9 @@ func (st *Store) Drop(ctx context.Context, id store.LayerID, chunks store.Chunks
 			l.known, l.parent = false, 0
 		}
 	}
-	if err := st.commitDurable(r); err != nil {
-		return fail("drop", id, -1, err)
+	err := st.commitDurable(r)
+	if err == nil {
+		err = st.sweepSoon()
 	}
-	return nil
+	return fail("drop", id, -1, err)
 }

@@ -181,15 +181,21 @@ func (st *Store) ReadSealed(ctx context.Context, chain []store.LayerID, off int6
 	return st.read(chain, off, p, nil)
 }
 
-// Layers implements store.Store.
+// Layers implements store.Store. It sweeps first, so that Bytes counts what
+// lives.
 func (st *Store) Layers(ctx context.Context) iter.Seq2[store.LayerInfo, error] {
 	return func(yield func(store.LayerInfo, error) bool) {
 		if err := st.enter(ctx); err != nil {
 			yield(store.LayerInfo{}, err)
 			return
 		}
+		_, err := st.sweep()
 		layers := st.tables.allLayers()
 		st.gate.RUnlock()
+		if err != nil {
+			yield(store.LayerInfo{}, err)
+			return
+		}
 		for _, l := range layers {
 			if info, ok := l.info(); ok && !yield(info, nil) {
 				return

@@ -24,6 +24,12 @@ func (q *sweepQueue) add(chunks []*chunk) {
 	}
 }
 
+func (q *sweepQueue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.chunks)
+}
+
 func (q *sweepQueue) next() *chunk {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -50,6 +56,19 @@ func (st *Store) sweep() (bool, error) {
 			return false, nil
 		}
 	}
+}
+
+// sweepNow is how many chunks the one who made a statement sweeps himself, so
+// that small trims are accounted for when they are answered.
+const sweepNow = 16
+
+// sweepSoon sweeps at once if it is little, else leaves it to the background.
+func (st *Store) sweepSoon() error {
+	if n := st.sweeps.len(); n == 0 || n > sweepNow {
+		return nil
+	}
+	_, err := st.sweep()
+	return err
 }
 
 func (st *Store) sweepChunk(c *chunk) error {

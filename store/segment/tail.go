@@ -188,7 +188,7 @@ func (st *Store) resume(f *scanned, t *logTail) error {
 	}
 	l.point = t.end
 	l.applied.Store(uint64(t.end.applied))
-	return st.beginSession()
+	return errors.Join(st.beginSession(), st.sweepSoon())
 }
 
 // sync makes durable what the process that wrote it may not have synced (N5).
