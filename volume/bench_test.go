@@ -83,10 +83,7 @@ func BenchmarkTrim(b *testing.B) {
 	for _, n := range []int{1, 3} {
 		b.Run(fmt.Sprintf("stores%d", n), func(b *testing.B) {
 			c := newNodes(n, n, nil)
-			o := c.options(1, 1<<40)
-			same := o.Place(0)
-			_ = same
-			v := open(b, o)
+			v := open(b, c.options(1, 1<<40))
 			for b.Loop() {
 				must(b, v.Trim(0, v.Size(), false))
 			}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"testing"
@@ -158,19 +159,20 @@ func TestZero(t *testing.T) {
 	}
 }
 
-// TestLongRequests: more than one store takes at once.
+// TestLongRequests: more than one store takes at once, in one piece and in many.
 func TestLongRequests(t *testing.T) {
-	for _, c := range []*nodes{newNodes(1, 1, nil), newNodes(3, 2, nil)} {
-		v := open(t, c.options(1, 128<<20))
-		want := make([]byte, 2*store.MaxIO+3*store.PageSize)
-		for i := range want {
-			want[i] = byte(i >> 12 * 7)
-		}
-		for _, off := range []int64{store.PageSize, 777} {
-			write(t, v, want, off)
-			if got := read(t, v, off, int64(len(want))); !slices.Equal(got, want) {
-				t.Errorf("at %d: byte %d differs", off, firstDifference(got, want))
-			}
+	want := make([]byte, store.MaxIO+3*store.PageSize)
+	for i := range want {
+		want[i] = byte(i >> 12 * 7)
+	}
+	for _, test := range []struct {
+		nodes, copies int
+		off           int64
+	}{{1, 1, store.PageSize}, {3, 2, 777}} {
+		v := open(t, newNodes(test.nodes, test.copies, nil).options(1, 64<<20))
+		write(t, v, want, test.off)
+		if got := read(t, v, test.off, int64(len(want))); !bytes.Equal(got, want) {
+			t.Errorf("at %d: byte %d differs", test.off, firstDifference(got, want))
 		}
 	}
 }

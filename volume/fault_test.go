@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,8 +54,8 @@ func inject(s *faultstore.Store, text string) faultstore.Fault {
 
 // later is a call under way.
 type later struct {
-	done bool
-	err  error
+	done atomic.Bool
+	err  error // once done
 }
 
 // begin starts a call and returns when it is done or waits for something.
@@ -62,7 +63,7 @@ func begin(do func() error) *later {
 	l := new(later)
 	go func() {
 		l.err = do()
-		l.done = true
+		l.done.Store(true)
 	}()
 	synctest.Wait()
 	return l
@@ -72,7 +73,7 @@ func begin(do func() error) *later {
 func (l *later) waits(t *testing.T, what string) {
 	t.Helper()
 	synctest.Wait()
-	if l.done {
+	if l.done.Load() {
 		t.Fatalf("%s was answered (%v)", what, l.err)
 	}
 }
@@ -81,8 +82,8 @@ func (l *later) waits(t *testing.T, what string) {
 func (l *later) ends(t *testing.T, what string, want error) {
 	t.Helper()
 	synctest.Wait()
-	if !l.done || !errors.Is(l.err, want) {
-		t.Fatalf("%s: answered %v, %v; want %v", what, l.done, l.err, want)
+	if !l.done.Load() || !errors.Is(l.err, want) {
+		t.Fatalf("%s: answered %v, %v; want %v", what, l.done.Load(), l.err, want)
 	}
 }
 

@@ -46,8 +46,8 @@ func newSender(v *Volume, version store.Version, flags store.Flags) *sender {
 
 // release gives the sender back when nothing is under way.
 func (s *sender) release() {
-	clear(s.calls)
-	*s = sender{calls: s.calls[:0]}
+	clear(s.calls) // keeps nobody's bytes alive
+	s.v, s.calls, s.runs, s.refused, s.fatal = nil, s.calls[:0], 0, nil, nil
 	senders.Put(s)
 }
 

@@ -378,7 +378,7 @@ func TestWholePageBesideMerge(t *testing.T) {
 		}
 	})
 	p, got := make([]byte, store.PageSize), make([]byte, store.PageSize)
-	for n := range 20000 {
+	for n := range 5000 {
 		for i := range p {
 			p[i] = byte(n)
 		}
