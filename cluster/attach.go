@@ -74,10 +74,8 @@ func (a *Attachment) take(ctx context.Context, t *tx, name string, o AttachOptio
 	if err != nil {
 		return err
 	}
-	if holder != nil && under == lease { // done by a run before, whose outcome was unknown
-		a.Volume, a.Epoch = v, holder.Epoch
-		a.Lineage, err = t.lineage(ctx, v.Lineage)
-		return err
+	if holder != nil && under == lease {
+		return nil // done by a run before, whose outcome was unknown, and as that run left a
 	}
 	if holder != nil && !o.Force && (o.Dead == nil || !o.Dead(holder.Holder)) {
 		return &BusyError{Volume: name, Holder: holder.Holder, Epoch: holder.Epoch}

@@ -90,11 +90,18 @@ func (f *flakyKV) settle() {
 // One actor over a flaky KV: no operation may fail with an error that
 // contradicts what it knows, and what succeeded is there.
 func TestUnknownOutcomes(t *testing.T) {
+	steps, unknown := 0, 0
 	for seed := range uint64(400) {
-		synctest.Test(t, func(t *testing.T) { flakyRun(t, seed) })
+		synctest.Test(t, func(t *testing.T) {
+			u := flakyRun(t, seed)
+			steps, unknown = steps+flakySteps, unknown+u
+		})
 		if t.Failed() {
 			return
 		}
+	}
+	if unknown*10 > steps {
+		t.Errorf("%d of %d outcomes stayed unknown", unknown, steps)
 	}
 }
 
@@ -110,14 +117,17 @@ type flakyModel struct {
 	next    int
 }
 
-func flakyRun(t *testing.T, seed uint64) {
+const flakySteps = 25
+
+// flakyRun returns how many operations had an unknown outcome.
+func flakyRun(t *testing.T, seed uint64) (unknown int) {
 	start := time.Now()
 	clock := func() time.Duration { return time.Since(start) }
 	mem := NewMemory(clock)
 	defer mem.Close()
 	kv := &flakyKV{KV: mem, rng: rand.New(rand.NewPCG(seed, 1))}
 	c, err := Found(t.Context(), kv, Founding{ID: testID, Replicas: 1}, Options{
-		Now: clock, Random: seededReader(seed), ManualRenewal: true, Patience: time.Second, Lease: time.Hour,
+		Now: clock, Random: seededReader(seed), ManualRenewal: true, Patience: 15 * time.Second, Lease: time.Hour,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -126,12 +136,13 @@ func flakyRun(t *testing.T, seed uint64) {
 		t.Fatal(err)
 	}
 	m := &flakyModel{t: t, c: c, kv: kv}
-	for step := range 25 {
-		kv.rate = 0.4
+	for step := range flakySteps {
+		kv.rate = 0.3
 		err := m.step()
 		kv.rate = 0
 		if errors.Is(err, ErrUnknown) || errors.Is(err, ErrUnavailable) {
 			err = nil
+			unknown++
 			kv.settle()
 			m.relearn()
 		}
@@ -145,6 +156,7 @@ func flakyRun(t *testing.T, seed uint64) {
 			t.Fatalf("seed %d, step %d: %v", seed, step, err)
 		}
 	}
+	return unknown
 }
 
 // step does something that must succeed, or have an unknown outcome.
