@@ -83,7 +83,7 @@ func (v *Volume) syncNodes() error {
 	if len(nodes) == 1 {
 		return v.syncNode(nodes[0])
 	}
-	parallel(len(nodes), maxCalls, func(i int) { v.syncNode(nodes[i]) })
+	parallel(len(nodes), maxCalls, func(i int) { v.syncNode(v.flush.dirty[i]) })
 	return v.stopped()
 }
 
