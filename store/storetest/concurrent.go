@@ -21,7 +21,7 @@ var concurrentBehaviours = []behaviour{
 		}
 	}},
 	{"PagesAreWholeAndNoOlderThanAnswered", func(f *fixture) {
-		const pages, writers, readers, rounds = 32, 4, 4, 300
+		const pages, writers, readers, rounds = 6, 4, 4, 500
 		var sequence atomic.Uint64
 		var answered [pages]atomic.Uint64 // the highest version answered
 		var writing, reading sync.WaitGroup
@@ -30,7 +30,7 @@ var concurrentBehaviours = []behaviour{
 				rng := rand.New(rand.NewPCG(w, 1))
 				for range rounds {
 					page := rng.Int64N(pages)
-					n := 1 + rng.Int64N(min(8, pages-page))
+					n := 1 + rng.Int64N(pages-page)
 					version := v(sequence.Add(1))
 					if err := f.Write(f.ctx, top, page*ps, pattern(page, n, version), version, 0); err != nil {
 						f.Error(err)
@@ -53,7 +53,7 @@ var concurrentBehaviours = []behaviour{
 					default:
 					}
 					page := rng.Int64N(pages)
-					n := 1 + rng.Int64N(min(8, pages-page))
+					n := 1 + rng.Int64N(pages-page)
 					if err := f.readWhole(page, n, answered[:]); err != nil {
 						f.Error(err)
 						return

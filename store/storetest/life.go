@@ -119,7 +119,7 @@ func (f *fixture) closeBesideWriters() {
 	}
 	f.ok(f.store.Close())
 	done.Wait()
-	f.open()
+	f.cutAndOpen() // what Close finished it made durable
 	for w := range int64(writers) {
 		last := answered[w].Load()
 		for i := max(0, last-pages); i < last; i++ {
