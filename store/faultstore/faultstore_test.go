@@ -321,6 +321,14 @@ func TestCorruptIsOfTheLayerThePageComesFrom(t *testing.T) {
 	f.ok(f.read(2)) // absent
 }
 
+func TestOnlyBytesAreCorrupt(t *testing.T) {
+	f := newFixture(t)
+	f.ok(f.replica.Zero(t.Context(), layer, 0, ps, v(1), 0))
+	f.inject("reads corrupt")
+	f.ok(f.read(0)) // a hole
+	f.ok(f.read(1)) // absent
+}
+
 func TestDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
