@@ -12,10 +12,6 @@ import (
 
 var allModes = []replyMode{simpleReplies, structuredReplies, extendedReplies}
 
-func (m replyMode) String() string {
-	return [...]string{"simple", "structured", "extended"}[m]
-}
-
 // payloadFlag is what a write must carry in mode.
 func payloadFlag(mode replyMode) uint16 {
 	if mode == extendedReplies {

@@ -47,6 +47,7 @@ type conn struct {
 	readErr  error         // why, set before
 
 	draining atomic.Bool
+	failed   atomic.Int64 // when a failing request was logged last, Unix nanoseconds
 	out      writer
 }
 

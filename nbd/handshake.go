@@ -206,12 +206,8 @@ func (h *handshake) startTLS(ctx context.Context, data []byte) error {
 	return nil
 }
 
-// open finds and attaches an export.
-func (h *handshake) open(ctx context.Context, name string) (*opened, error) {
-	info, err := h.info(ctx, name)
-	if err != nil {
-		return nil, err
-	}
+// open attaches the export that info describes.
+func (h *handshake) open(ctx context.Context, info ExportInfo) (*opened, error) {
 	dev, release, err := h.srv.opt.Exports.Open(ctx, info.Name)
 	// Attaching may take long, and that is not the client's doing.
 	h.nc.SetDeadline(time.Now().Add(h.srv.opt.NegotiationTimeout))
@@ -219,8 +215,12 @@ func (h *handshake) open(ctx context.Context, name string) (*opened, error) {
 		return nil, err
 	}
 	info.Size = dev.Size()
-	ses := session{mode: h.mode, readOnly: info.ReadOnly, contexts: h.chosen && h.selected == info.Name}
-	return &opened{dev: dev, release: release, info: info, ses: ses}, nil
+	return &opened{dev: dev, release: release, info: info, ses: h.session(info)}, nil
+}
+
+// session is what has been negotiated for an export.
+func (h *handshake) session(info ExportInfo) session {
+	return session{mode: h.mode, readOnly: info.ReadOnly, contexts: h.chosen && h.selected == info.Name}
 }
 
 // info describes an export; the empty name is the default export's.

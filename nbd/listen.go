@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,28 +31,24 @@ func ListenUnix(path string, mode fs.FileMode) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	// The socket is made under a name of its own with no permissions for
-	// others, and only then takes its place: nobody connects before its
-	// mode is right. (umask belongs to the whole process.)
-	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := removeStale(temp); err != nil {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
+	// A socket's mode is taken over by the file that bind makes, less the
+	// umask, which belongs to the whole process: so nobody connects whom
+	// mode does not let, not even before the Chmod.
+	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) (err error) {
+		cerr := rc.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), uint32(mode.Perm())) })
+		return errors.Join(cerr, err)
+	}}
+	nl, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, err
 	}
+	l := nl.(*net.UnixListener)
 	l.SetUnlinkOnClose(false)
-	err = os.Chmod(temp, mode)
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		l.Close()
-		os.Remove(temp)
 		return nil, err
 	}
-	st, err := os.Stat(path)
+	st, err := os.Lstat(path)
 	if err != nil {
 		l.Close()
 		return nil, err

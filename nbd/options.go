@@ -28,7 +28,11 @@ func (h *handshake) exportName(ctx context.Context, name []byte, tooBig bool) (*
 	case h.srv.opt.TLSMode == TLSRequired && !h.secure:
 		return nil, fmt.Errorf("NBD_OPT_EXPORT_NAME without TLS, which is required")
 	}
-	exp, err := h.open(ctx, string(name))
+	info, err := h.info(ctx, string(name))
+	if err != nil {
+		return nil, fmt.Errorf("export %q: %w", name, err)
+	}
+	exp, err := h.open(ctx, info)
 	if err != nil {
 		return nil, fmt.Errorf("export %q: %w", name, err)
 	}
@@ -77,7 +81,7 @@ func (h *handshake) infoOrGo(ctx context.Context, opt option, data []byte) (*ope
 	var exp *opened
 	info, err := h.info(ctx, name)
 	if err == nil && opt == optGo {
-		if exp, err = h.open(ctx, name); err == nil {
+		if exp, err = h.open(ctx, info); err == nil {
 			info = exp.info
 		}
 	}
@@ -86,8 +90,7 @@ func (h *handshake) infoOrGo(ctx context.Context, opt option, data []byte) (*ope
 		h.refuse(opt, optionErrorOf(err), fmt.Sprintf("export %q: %v", name, err))
 		return nil, h.flush()
 	}
-	ses := session{mode: h.mode, readOnly: info.ReadOnly, contexts: h.chosen && h.selected == info.Name}
-	h.describe(opt, info, ses, asked)
+	h.describe(opt, info, h.session(info), asked)
 	h.ack(opt)
 	if err := h.flush(); err != nil {
 		if exp != nil {

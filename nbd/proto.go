@@ -149,3 +149,16 @@ const (
 	structuredReplies
 	extendedReplies // extended requests, too
 )
+
+func (m replyMode) String() string {
+	return [...]string{"simple", "structured", "extended"}[m]
+}
+
+// commandName is for people.
+func commandName(cmd uint16) string {
+	names := [cmdCount]string{"read", "write", "disconnect", "flush", "trim", "cache", "write zeroes", "block status"}
+	if int(cmd) < len(names) {
+		return names[cmd]
+	}
+	return "unknown"
+}

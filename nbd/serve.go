@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"time"
 )
 
 // serve has the device do r and answers it.
@@ -57,11 +58,23 @@ func (c *conn) perform(r *request) {
 	if err != nil {
 		e := errnoOf(r.cmd, r.flags, err)
 		c.srv.stats.errors.Add(1)
-		c.log.Warn("request failed", "command", r.cmd, "offset", off, "length", n, "errno", e.String(), "err", err)
+		c.logFailure(r, e, err)
 		r.fail(e, err.Error())
 		return
 	}
 	r.done()
+}
+
+// failureEvery is how often a connection's failing requests are logged: a
+// broken device fails thousands a second.
+const failureEvery = time.Second
+
+func (c *conn) logFailure(r *request, e errno, err error) {
+	now, last := time.Now().UnixNano(), c.failed.Load()
+	if now-last < int64(failureEvery) || !c.failed.CompareAndSwap(last, now) {
+		return
+	}
+	c.log.Warn("request failed", "command", commandName(r.cmd), "offset", r.off, "length", r.n, "errno", e.String(), "err", err)
 }
 
 // readFull reads all of p, as io.ReaderAt promises: also with io.EOF at the

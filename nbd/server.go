@@ -251,7 +251,7 @@ func (s *Server) serveConn(nc net.Conn) {
 		c.drain(s.ctx)
 	}
 	s.mu.Unlock()
-	log.Info("client connected", "tls", h.secure, "replies", int(exp.ses.mode))
+	log.Info("client connected", "tls", h.secure, "replies", exp.ses.mode.String())
 	err = c.run()
 	s.mu.Lock()
 	delete(s.conns, c)
