@@ -109,7 +109,7 @@ func decode(key string, value []byte, r record) error {
 	}
 	d := json.NewDecoder(bytes.NewReader(value))
 	d.DisallowUnknownFields()
-	if err := d.Decode(r); err != nil {
+	if err := d.Decode(r); err != nil { // that nothing follows, Unmarshal has seen
 		return corrupt(key, "%v", err)
 	}
 	if err := r.check(); err != nil {

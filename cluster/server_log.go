@@ -90,17 +90,10 @@ func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
 
 // Check implements zapcore.Core.
 func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(e.Level) && !harmless(e.Message) {
+	if c.Enabled(e.Level) {
 		return ce.AddCore(e, c)
 	}
 	return ce
-}
-
-// harmless reports whether a line warns of what was chosen on purpose: one
-// port for all clients, and no passwords.
-func harmless(message string) bool {
-	return strings.HasPrefix(message, "Running http and grpc server on single port.") ||
-		message == "simple token is not cryptographically signed"
 }
 
 // Write implements zapcore.Core.
@@ -109,13 +102,30 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	for _, f := range append(c.fields[:len(c.fields):len(c.fields)], fields...) {
 		f.AddTo(enc)
 	}
+	level := slogLevels[e.Level]
+	if harmless(e.Message, enc.Fields) {
+		level = slog.LevelDebug
+	}
 	attrs := make([]slog.Attr, 0, len(enc.Fields))
 	for k, v := range enc.Fields {
 		attrs = append(attrs, slog.Any(k, v))
 	}
 	slices.SortFunc(attrs, func(a, b slog.Attr) int { return strings.Compare(a.Key, b.Key) })
-	c.log.to.LogAttrs(context.Background(), slogLevels[e.Level], e.Message, attrs...)
+	c.log.to.LogAttrs(context.Background(), level, e.Message, attrs...)
 	return nil
+}
+
+// harmless reports whether a warning is of what was chosen on purpose (one port
+// for all clients, no passwords), or of what etcd tries again by itself: just after
+// founding it may look for its storage version before it has written it.
+func harmless(message string, fields map[string]any) bool {
+	switch message {
+	case "simple token is not cryptographically signed",
+		"Running http and grpc server on single port. This is not recommended for production.":
+		return true
+	}
+	text, _ := fields["error"].(string)
+	return strings.HasSuffix(text, "missing term information")
 }
 
 // Sync implements zapcore.Core.

@@ -1,0 +1,105 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"reflect"
+	"testing"
+	"time"
+
+	"torus/ring"
+)
+
+// newRecords returns an empty record of each kind.
+func newRecords() []record {
+	return []record{
+		&infoRecord{}, &nodeRecord{}, &aliveRecord{}, &ringRecord{}, &lineageRecord{},
+		&volumeRecord{}, &layerRecord{}, &attachedRecord{}, &incarnationRecord{},
+	}
+}
+
+// What a record looks like to an operator, and that it comes back as it was.
+func TestRecordsAsStored(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i, c := range []struct {
+		r    record
+		want string
+	}{
+		{&infoRecord{ID: testID, Created: at, Replicas: 2}, `{"format":1,"id":"00000000000000c1","created":"2026-01-02T03:04:05Z","replicas":2}`},
+		{newNodeRecord(Node{Name: "n1", Addresses: Addresses{API: "127.0.0.1:7480"}, Zone: "z", Host: "h",
+			Roles: []Role{RoleEtcd}, Capacity: 7, Identity: 0xab, State: NodeActive}),
+			`{"format":1,"name":"n1","addresses":{"api":"127.0.0.1:7480"},"zone":"z","host":"h","roles":["etcd"],"capacity":7,"identity":"00000000000000ab","state":"active"}`},
+		{newAliveRecord(Usage{Used: 1, Live: 2, Corrupt: 3, NoSpace: true, Failed: "x"}),
+			`{"format":1,"used":1,"live":2,"corrupt":3,"no_space":true,"failed":"x"}`},
+		{newRingRecord(Ring{Copies: 1, Nodes: []ring.NodeID{1, 2}}), `{"format":1,"copies":1,"nodes":["0000000000000001","0000000000000002"]}`},
+		{newLineageRecord(Lineage{Replicas: 2, MinCopies: 1, Epoch: 9, Ring: 1}),
+			`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001"}`},
+		{newVolumeRecord(Volume{ID: 1, Size: 4096, Lineage: 2, Head: 3, Clean: true, Epoch: 4, Created: at}),
+			`{"format":1,"id":"0000000000000001","size":4096,"lineage":"0000000000000002","head":"0000000000000003","clean":true,"epoch":4,"created":"2026-01-02T03:04:05Z"}`},
+		{newLayerRecord(Layer{Lineage: 1, Parent: 2, Sealed: true, Deleted: true, Forget: 3, Pending: []ring.NodeID{4}}),
+			`{"format":1,"lineage":"0000000000000001","parent":"0000000000000002","sealed":true,"deleted":true,"forget":"0000000000000003","pending":["0000000000000004"]}`},
+		{newAttachedRecord(Attached{Epoch: 1, Holder: holder(1), Purpose: ForExport, Since: at}),
+			`{"format":1,"epoch":1,"holder":{"node":"0000000000000001","name":"n1","boot_id":"boot","pid_namespace":"pid:[1]","pid":1,"start_time":7},"purpose":"export","since":"2026-01-02T03:04:05Z"}`},
+		{newIncarnationRecord(Incarnation{Identity: 1, Incarnation: 2}), `{"format":1,"identity":"0000000000000001","incarnation":"0000000000000002"}`},
+	} {
+		if got := string(encode(c.r)); got != c.want {
+			t.Errorf("stored as %s\nwant      %s", got, c.want)
+		}
+		back := newRecords()[i]
+		if err := decode("k", []byte(c.want), back); err != nil || !reflect.DeepEqual(back, c.r) {
+			t.Errorf("%s comes back as %+v, %v", c.want, back, err)
+		}
+	}
+}
+
+func TestRecordsChecked(t *testing.T) {
+	for _, bad := range []string{
+		`{"format":1,"lineage":"0000000000000001","parent":"0000000000000000","sealed":false,"deleted":false,"forget":"0000000000000003"}`,
+		`{"format":1,"lineage":"0000000000000001","parent":"0000000000000000","sealed":false,"deleted":true,"forget":"0000000000000000","pending":["0000000000000002","0000000000000001"]}`,
+		`{"format":1,"lineage":"00000000000000AB","parent":"0000000000000000","sealed":false,"deleted":false,"forget":"0000000000000000"}`,
+	} {
+		if err := decode("k", []byte(bad), &layerRecord{}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	for _, bad := range []string{
+		`{"format":1,"replicas":2,"min_copies":3,"epoch":9,"ring":"0000000000000001"}`,
+		`{"format":1,"replicas":2,"min_copies":1,"epoch":16777216,"ring":"0000000000000001"}`,
+		`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001"} {}`,
+	} {
+		if err := decode("k", []byte(bad), &lineageRecord{}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	if err := decode("k", []byte(`{"format":1,"copies":3,"nodes":["0000000000000001"]}`), &ringRecord{}); !errors.Is(err, ErrCorrupt) {
+		t.Error(err)
+	}
+}
+
+// Whatever stands in a record, decoding returns it or a typed error; what it
+// returns is encoded to something that decodes to the same.
+func FuzzDecodeRecord(f *testing.F) {
+	for i, r := range newRecords() {
+		f.Add(uint8(i), encode(r))
+	}
+	f.Add(uint8(1), encode(newNodeRecord(testNode(1))))
+	f.Add(uint8(5), encode(newVolumeRecord(Volume{ID: 1, Size: 4096, Lineage: 2, Head: 3})))
+	f.Add(uint8(6), encode(newLayerRecord(Layer{Lineage: 1, Deleted: true, Pending: []ring.NodeID{4}})))
+	f.Add(uint8(7), encode(newAttachedRecord(Attached{Epoch: 1, Purpose: ForExport})))
+	f.Add(uint8(0), []byte(`{"format":2}`))
+	f.Fuzz(func(t *testing.T, kind uint8, value []byte) {
+		i := int(kind) % len(newRecords())
+		r := newRecords()[i]
+		if err := decode("key", value, r); err != nil {
+			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrFormat) {
+				t.Errorf("error without a type: %v", err)
+			}
+			return
+		}
+		again := newRecords()[i]
+		if err := decode("key", encode(r), again); err != nil || !equalRecords(r, again) {
+			a, _ := json.Marshal(r)
+			t.Errorf("%s becomes %s, %v", a, encode(again), err)
+		}
+	})
+}
