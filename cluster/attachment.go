@@ -43,6 +43,10 @@ type Attachment struct {
 	stop  context.CancelFunc // ends keep; nil with manual renewal
 	kept  sync.WaitGroup
 
+	// calls is held over Renew and Detach, and taken before mu: a renewal under
+	// way must not take again what Detach gives up.
+	calls sync.Mutex
+
 	mu       sync.Mutex // guards all below
 	name     string     // of the volume, as last seen
 	lease    Lease
@@ -215,6 +219,8 @@ func (a *Attachment) Detach(ctx context.Context, clean bool) error {
 		a.stop()
 	}
 	a.kept.Wait()
+	a.calls.Lock()
+	defer a.calls.Unlock()
 
 	err := a.c.transact(ctx, func(ctx context.Context, t *tx) error {
 		v, err := a.own(ctx, t)

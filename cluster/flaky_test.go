@@ -87,6 +87,44 @@ func (f *flakyKV) settle() {
 	}
 }
 
+// interruptedKV does a transaction, then what another one does meanwhile, and
+// loses the answer; once.
+type interruptedKV struct {
+	KV
+	then func()
+}
+
+func (k *interruptedKV) Commit(ctx context.Context, t Txn) (Outcome, error) {
+	then := k.then
+	if then == nil {
+		return k.KV.Commit(ctx, t)
+	}
+	k.then = nil
+	if _, err := k.KV.Commit(ctx, t); err != nil {
+		return Outcome{}, err
+	}
+	then()
+	return Outcome{}, ErrUnknown
+}
+
+// The name of a volume that was deleted may belong to another when it is tried again.
+func TestDeleteMeantTheFirst(t *testing.T) {
+	b := newBench(t, 1)
+	first := b.create(t, "vol1", 1)
+	var second Volume
+	kv := &interruptedKV{KV: b.kv, then: func() { second = b.create(t, "vol1", 1) }}
+	c, err := Open(t.Context(), kv, testID, b.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.DeleteVolume(t.Context(), "vol1"); err != nil {
+		t.Fatal(err)
+	}
+	if info := b.info(t, "vol1"); info.ID != second.ID || info.ID == first.ID {
+		t.Errorf("%+v", info)
+	}
+}
+
 // One actor over a flaky KV: no operation may fail with an error that
 // contradicts what it knows, and what succeeded is there.
 func TestUnknownOutcomes(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -19,8 +20,8 @@ type kvUnderTest struct {
 	shortTTL time.Duration         // the shortest lease
 }
 
-// testKV holds an implementation to the text of KV.
-func testKV(t *testing.T, open func(t *testing.T) kvUnderTest) {
+// testKV holds an implementation to the text of KV. in runs each test.
+func testKV(t *testing.T, in func(*testing.T, func(*testing.T)), open func(t *testing.T) kvUnderTest) {
 	for name, test := range map[string]func(*testing.T, kvUnderTest){
 		"GetAndRange": testKVGet, "Commit": testKVCommit, "PrefixCond": testKVPrefixCond,
 		"DeletePrefix": testKVDeletePrefix, "BadTxn": testKVBadTxn,
@@ -28,12 +29,15 @@ func testKV(t *testing.T, open func(t *testing.T) kvUnderTest) {
 		"LeaseExpires": testKVLeaseExpires, "LeaseKept": testKVLeaseKept, "Revoke": testKVRevoke,
 		"NoLease": testKVNoLease, "LeaseChanges": testKVLeaseChanges, "ContextEnds": testKVContextEnds, "Close": testKVClose,
 	} {
-		t.Run(name, func(t *testing.T) { test(t, open(t)) })
+		t.Run(name, func(t *testing.T) { in(t, func(t *testing.T) { test(t, open(t)) }) })
 	}
 }
 
+// inTheOpen runs a test as it is.
+func inTheOpen(t *testing.T, f func(*testing.T)) { f(t) }
+
 func TestMemory(t *testing.T) {
-	testKV(t, func(t *testing.T) kvUnderTest {
+	testKV(t, inTheOpen, func(t *testing.T) kvUnderTest {
 		now := time.Duration(0)
 		m := NewMemory(func() time.Duration { return now })
 		t.Cleanup(func() { m.Close() })
@@ -44,7 +48,7 @@ func TestMemory(t *testing.T) {
 }
 
 func TestMemoryInRealTime(t *testing.T) {
-	testKV(t, func(t *testing.T) kvUnderTest {
+	testKV(t, synctest.Test, func(t *testing.T) kvUnderTest {
 		m := NewMemory(nil)
 		t.Cleanup(func() { m.Close() })
 		return kvUnderTest{KV: m, shortTTL: 50 * time.Millisecond,
@@ -311,8 +315,8 @@ func testKVLeaseKept(t *testing.T, kv kvUnderTest) {
 		t.Fatal(err)
 	}
 	mustCommit(t, kv, Op{Kind: OpPut, Key: "k", Value: []byte("x"), Lease: l.ID})
-	for range 4 {
-		kv.pass(l.TTL / 2)
+	for range 6 {
+		kv.pass(l.TTL / 4)
 		if err := kv.KeepAlive(t.Context(), l.ID); err != nil {
 			t.Fatal(err)
 		}

@@ -73,6 +73,8 @@ func (a *Attachment) renewed() (Lease, time.Duration) {
 // volume since, the attachment goes on under a new one with the same epoch.
 // ErrLost if somebody has. Any other error leaves things as they are.
 func (a *Attachment) Renew(ctx context.Context) error {
+	a.calls.Lock()
+	defer a.calls.Unlock()
 	if err := a.Err(); err != nil {
 		return err
 	}

@@ -18,7 +18,6 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.etcd.io/etcd/server/v3/storage/wal"
-	"google.golang.org/grpc"
 
 	"torus/ring"
 )
@@ -38,11 +37,10 @@ type ServerOptions struct {
 
 // Server is an embedded etcd member.
 type Server struct {
-	opts    ServerOptions
-	etcd    *embed.Etcd
-	kv      *etcdKV
-	log     *serverLog
-	streams context.CancelFunc // ends clients' watches, so that Close need not wait for them
+	opts ServerOptions
+	etcd *embed.Etcd
+	kv   *etcdKV
+	log  *serverLog
 
 	closing sync.Once
 	failed  chan struct{}
@@ -73,10 +71,7 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 	setSegmentSize()
 	s := &Server{opts: o, failed: make(chan struct{})}
 	s.log = newServerLog(o.Log, func() { close(s.failed) })
-	streams, cancel := context.WithCancel(context.Background())
-	s.streams = cancel
-	if err := s.start(ctx, streams); err != nil {
-		cancel()
+	if err := s.start(ctx); err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}
 	s.kv = newInProcess(s)
@@ -84,14 +79,14 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 }
 
 // start runs etcd and waits until it serves.
-func (s *Server) start(ctx, streams context.Context) error {
+func (s *Server) start(ctx context.Context) error {
 	type started struct {
 		etcd *embed.Etcd
 		err  error
 	}
 	result := make(chan started, 1)
 	go func() { // etcd's fatal log lines end the goroutine that they are written in
-		e, err := embed.StartEtcd(s.config(streams))
+		e, err := embed.StartEtcd(s.config())
 		result <- started{e, err}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
@@ -147,7 +142,7 @@ func (o ServerOptions) check() error {
 //     memory; records are few, and a follower that is behind gets a snapshot.
 //   - no gRPC gateway: nobody speaks JSON to it, and it holds a connection.
 //   - MaxLearners, quota, compaction, MaxTxnOps: see the project's design.
-func (s *Server) config(streams context.Context) *embed.Config {
+func (s *Server) config() *embed.Config {
 	c := embed.NewConfig()
 	c.Name = s.opts.Node.String()
 	c.Dir = s.opts.Dir
@@ -166,27 +161,8 @@ func (s *Server) config(streams context.Context) *embed.Config {
 	c.AutoCompactionRetention = "1h"
 	c.EnableGRPCGateway = false
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.log.zap())
-	c.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(endStreams(streams))}
 	return c
 }
-
-// endStreams ends every stream of a client when ctx does: etcd would wait for
-// them in Close, up to its request timeout of 5 s.
-func endStreams(ctx context.Context) grpc.StreamServerInterceptor {
-	return func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		sctx, cancel := context.WithCancel(ss.Context())
-		defer cancel()
-		defer context.AfterFunc(ctx, cancel)()
-		return handler(srv, &endingStream{ss, sctx})
-	}
-}
-
-type endingStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (s *endingStream) Context() context.Context { return s.ctx }
 
 func (o ServerOptions) addr(port int) string {
 	return net.JoinHostPort(o.Listen.String(), strconv.Itoa(port))
@@ -225,9 +201,7 @@ func (s *Server) Err() error { return s.log.fatal() }
 // own Close would hang for ever.
 func (s *Server) Close() error {
 	s.closing.Do(func() {
-		s.log.close()
-		err := s.kv.Close()
-		_ = err // an in-process client has nothing to fail with
+		s.kv.Close() // in process: it has nothing to fail with
 		s.stop()
 	})
 	return nil
@@ -236,7 +210,6 @@ func (s *Server) Close() error {
 // stop ends etcd, unless it has failed.
 func (s *Server) stop() {
 	s.log.close()
-	s.streams()
 	select {
 	case <-s.failed:
 		return

@@ -76,12 +76,12 @@ func (l *lockedBuffer) String() string {
 
 func TestEtcdInProcess(t *testing.T) {
 	s := startServer(t, testServerOptions(t))
-	testKV(t, func(t *testing.T) kvUnderTest { return etcdUnderTest(t, s, newInProcess(s)) })
+	testKV(t, inTheOpen, func(t *testing.T) kvUnderTest { return etcdUnderTest(t, s, newInProcess(s)) })
 }
 
 func TestEtcdOverTCP(t *testing.T) {
 	s := startServer(t, testServerOptions(t))
-	testKV(t, func(t *testing.T) kvUnderTest {
+	testKV(t, inTheOpen, func(t *testing.T) kvUnderTest {
 		kv, err := Dial([]string{s.Endpoint()})
 		if err != nil {
 			t.Fatal(err)
