@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"torus/cluster"
+	"torus/node"
+)
+
+// commandPatience is how long a command waits for records that are unavailable.
+const commandPatience = 10 * time.Second
+
+// withCluster runs f with the records of the cluster that --cluster names.
+func (a *app) withCluster(f func(ctx context.Context, c *cluster.Cluster, about node.About) error) error {
+	about, err := a.ask()
+	if err != nil {
+		return err
+	}
+	kv, err := cluster.Dial(about.Etcd)
+	if err != nil {
+		return err
+	}
+	c, err := cluster.Open(a.ctx, kv, about.Cluster, cluster.Options{Log: a.log, Patience: commandPatience})
+	if err == nil {
+		err = f(a.ctx, c, about)
+	}
+	return errors.Join(err, kv.Close())
+}
+
+// ask finds a node that answers.
+func (a *app) ask() (node.About, error) {
+	var reasons []string
+	for _, addr := range a.peers {
+		about, err := node.Ask(a.ctx, addr)
+		if err == nil {
+			return about, nil
+		}
+		reasons = append(reasons, rootCause(err))
+	}
+	return node.About{}, fmt.Errorf("no node answers at %s (%s): start one with \"torus start\" or \"torus dev\", or name another with --cluster",
+		strings.Join(a.peers, ", "), strings.Join(reasons, "; "))
+}
+
+// rootCause returns the innermost text of an error, as the outer ones repeat
+// the address.
+func rootCause(err error) string {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err.Error()
+		}
+		err = inner
+	}
+}

@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"torus/node"
+)
+
+// nbdFlags say where and how volumes are exported.
+type nbdFlags struct {
+	NBD         []string `name:"nbd" sep:"," placeholder:"ADDR" help:"Export volumes with NBD on HOST:PORT or on the Unix socket of a path. May be repeated."`
+	TLSCert     string   `name:"tls-cert" type:"path" placeholder:"FILE" help:"Certificate with which NBD is encrypted, in PEM."`
+	TLSKey      string   `name:"tls-key" type:"path" placeholder:"FILE" help:"Its private key, in PEM."`
+	TLSCA       string   `name:"tls-ca" type:"path" placeholder:"FILE" help:"Authority whose certificates NBD clients must show, in PEM."`
+	TLSOptional bool     `name:"tls-optional" help:"Offer TLS to NBD clients, but serve those without it too."`
+}
+
+func (f nbdFlags) settings() (node.NBD, error) {
+	switch {
+	case (f.TLSCert == "") != (f.TLSKey == ""):
+		return node.NBD{}, badUsage("--tls-cert and --tls-key are needed together")
+	case f.TLSCert == "" && (f.TLSCA != "" || f.TLSOptional):
+		return node.NBD{}, badUsage("--tls-ca and --tls-optional need --tls-cert and --tls-key")
+	}
+	return node.NBD{Listen: f.NBD, Cert: f.TLSCert, Key: f.TLSKey, ClientCA: f.TLSCA, TLSOptional: f.TLSOptional}, nil
+}
+
+// run runs a node until the program is to stop or the node fails. ready is
+// called when it serves.
+func (a *app) run(dir string, s node.Settings, ready func(ctx context.Context, n *node.Node) error) error {
+	n, err := node.Start(a.ctx, node.Options{Dir: dir, Settings: s, Version: version(), Logger: a.log})
+	if err != nil {
+		return err
+	}
+	if err := ready(a.ctx, n); err != nil {
+		return errors.Join(err, n.Close())
+	}
+	select {
+	case <-a.ctx.Done():
+		a.note("Stopping: requests under way are finished, volumes synced. (Once more: at once.)")
+		if err := n.Close(); err != nil {
+			return err
+		}
+		a.note("Stopped.")
+		return nil
+	case <-n.Failed():
+		err := n.Err()
+		return errors.Join(fmt.Errorf("the node stops: %w", err), n.Close())
+	}
+}
+
+// note tells a person what goes on.
+func (a *app) note(format string, args ...any) {
+	if !a.json {
+		fmt.Fprintf(a.stderr, format+"\n", args...)
+	}
+}
+
+// running is what a node prints when it serves.
+type running struct {
+	Node      string   `json:"node"`
+	NodeID    string   `json:"nodeID"`
+	Cluster   string   `json:"cluster"`
+	DataDir   string   `json:"dataDir"`
+	Temporary bool     `json:"temporary"` // the data directory is removed at the end
+	API       string   `json:"api"`
+	Etcd      string   `json:"etcd"`
+	NBD       []string `json:"nbd"` // addresses
+	Volume    string   `json:"volume,omitempty"`
+	Size      int64    `json:"size,omitempty"`
+	URIs      []string `json:"uris"` // of the volume, one for each address
+}
+
+func newRunning(n *node.Node, dir string) running {
+	s := n.Settings()
+	r := running{
+		Node: s.Name, NodeID: s.ID.String(), Cluster: string(s.Cluster), DataDir: dir,
+		API: address(s.Listen, s.Port), Etcd: address(s.Listen, s.Port+2), NBD: []string{}, URIs: []string{},
+	}
+	for _, addr := range n.ExportAddrs() {
+		r.NBD = append(r.NBD, addr.String())
+	}
+	return r
+}
+
+func address(ip netip.Addr, port int) string { return netip.AddrPortFrom(ip, uint16(port)).String() }
+
+// ifNotDefault returns the flag that makes other commands find the API.
+func ifNotDefault(api string) string {
+	if api == fmt.Sprintf("127.0.0.1:%d", node.DefaultPort) {
+		return ""
+	}
+	return " --cluster " + api
+}

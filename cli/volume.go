@@ -1,0 +1,225 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"torus/cluster"
+	"torus/node"
+)
+
+type volumeCmds struct {
+	Create volumeCreateCmd `cmd:"" help:"Create a volume."`
+	List   volumeListCmd   `cmd:"" help:"List all volumes."`
+	Show   volumeShowCmd   `cmd:"" help:"Show a volume."`
+	Rename volumeRenameCmd `cmd:"" help:"Give a volume another name."`
+	Delete volumeDeleteCmd `cmd:"" help:"Delete a volume with all its data."`
+}
+
+// volumeView is a volume as it is printed.
+type volumeView struct {
+	Name      string      `json:"name"`
+	ID        string      `json:"id"`
+	Size      int64       `json:"size"` // bytes
+	Replicas  int         `json:"replicas"`
+	MinCopies int         `json:"minCopies"`
+	Created   time.Time   `json:"created"`
+	Clean     bool        `json:"clean"` // detached cleanly, or never attached
+	Epoch     uint32      `json:"epoch"`
+	Attached  *holderView `json:"attached"` // null: by nobody
+	URIs      []string    `json:"uris"`     // at the node that was asked
+}
+
+type holderView struct {
+	By    string    `json:"by"`
+	Since time.Time `json:"since"`
+}
+
+func newVolumeView(v cluster.VolumeInfo, about node.About) volumeView {
+	view := volumeView{
+		Name: v.Name, ID: v.ID.String(), Size: v.Size, Replicas: v.Lineage.Replicas, MinCopies: v.Lineage.MinCopies,
+		Created: v.Created, Clean: v.Clean, Epoch: uint32(v.Epoch), URIs: uris(about, v.Name),
+	}
+	if v.Attached != nil {
+		view.Attached = &holderView{By: v.Attached.Holder.String(), Since: v.Attached.Since}
+	}
+	return view
+}
+
+// uris returns how NBD clients reach a volume at the node that was asked.
+func uris(about node.About, name string) []string {
+	all := []string{}
+	for _, e := range about.Exports {
+		all = append(all, node.URI(exportAddr(e), name, e.TLS))
+	}
+	return all
+}
+
+// exportAddr is the address of an export as a net.Addr.
+func exportAddr(e node.Exported) net.Addr {
+	if e.Unix {
+		return &net.UnixAddr{Name: e.Address, Net: "unix"}
+	}
+	return tcpAddr(e.Address)
+}
+
+// tcpAddr is HOST:PORT, as it was told.
+type tcpAddr string
+
+func (a tcpAddr) Network() string { return "tcp" }
+func (a tcpAddr) String() string  { return string(a) }
+
+// state says in a few words who has a volume.
+func (v volumeView) state() string {
+	switch {
+	case v.Attached != nil:
+		return "attached by " + v.Attached.By
+	case !v.Clean:
+		return "not attached (not detached cleanly)"
+	}
+	return "not attached"
+}
+
+type volumeCreateCmd struct {
+	Name      string     `arg:"" help:"Name: letters a-z, digits, '.', '_' and '-'."`
+	Size      volumeSize `arg:"" help:"Size: a number with K, M, G or T, from 4K to 1024T, such as 10G."`
+	Replicas  int        `placeholder:"N" help:"Copies, each on a node of its own; the cluster's number if it is left out."`
+	MinCopies int        `placeholder:"M" help:"Copies that a write needs before it is acknowledged; one less than the copies, at least 1, if it is left out."`
+}
+
+// Run creates a volume.
+func (c *volumeCreateCmd) Run(a *app) error {
+	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
+		_, err := records.CreateVolume(ctx, cluster.VolumeSpec{
+			Name: c.Name, Size: int64(c.Size), Replicas: c.Replicas, MinCopies: c.MinCopies,
+		})
+		if err != nil {
+			return advise(err, cluster.ErrExists, "choose another name, or look at it with \"torus volume show %s\"", c.Name)
+		}
+		v, err := records.Volume(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		view := newVolumeView(v, about)
+		return a.print(view, func(w io.Writer) {
+			fmt.Fprintf(w, "Created volume %s: %s, %s.\n", view.Name, formatSize(view.Size), plural(view.Replicas, "copy", "copies"))
+			for _, u := range view.URIs {
+				fmt.Fprintln(w, u)
+			}
+		})
+	})
+}
+
+type volumeListCmd struct{}
+
+// Run lists the volumes.
+func (c *volumeListCmd) Run(a *app) error {
+	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
+		vols, err := records.Volumes(ctx)
+		if err != nil {
+			return err
+		}
+		views := newVolumeViews(vols, about)
+		return a.print(views, func(w io.Writer) { writeVolumes(w, views) })
+	})
+}
+
+func newVolumeViews(vols []cluster.VolumeInfo, about node.About) []volumeView {
+	views := make([]volumeView, len(vols))
+	for i, v := range vols {
+		views[i] = newVolumeView(v, about)
+	}
+	return views
+}
+
+func writeVolumes(w io.Writer, views []volumeView) {
+	if len(views) == 0 {
+		fmt.Fprintln(w, "No volumes. Create one with \"torus volume create vol1 10G\".")
+		return
+	}
+	rows := [][]string{{"VOLUME", "SIZE", "COPIES", "STATE"}}
+	for _, v := range views {
+		rows = append(rows, []string{v.Name, formatSize(v.Size), fmt.Sprint(v.Replicas), v.state()})
+	}
+	writeTable(w, rows)
+}
+
+type volumeShowCmd struct {
+	Name string `arg:"" help:"Name of the volume."`
+}
+
+// Run shows a volume.
+func (c *volumeShowCmd) Run(a *app) error {
+	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
+		v, err := records.Volume(ctx, c.Name)
+		if err != nil {
+			return noSuchVolume(err)
+		}
+		view := newVolumeView(v, about)
+		return a.print(view, view.write)
+	})
+}
+
+func (v volumeView) write(w io.Writer) {
+	fields := [][2]string{
+		{"volume", v.Name},
+		{"ID", v.ID},
+		{"size", fmt.Sprintf("%s (%d bytes)", formatSize(v.Size), v.Size)},
+		{"copies", fmt.Sprintf("%d, at least %d to write", v.Replicas, v.MinCopies)},
+		{"created", v.Created.UTC().Format(time.RFC3339)},
+		{"state", v.state()},
+	}
+	for _, u := range v.URIs {
+		fields = append(fields, [2]string{"NBD", u})
+	}
+	writeFields(w, "", fields)
+}
+
+type volumeRenameCmd struct {
+	Name string `arg:"" help:"Name of the volume."`
+	To   string `arg:"" help:"Its new name."`
+}
+
+// Run renames a volume.
+func (c *volumeRenameCmd) Run(a *app) error {
+	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
+		if err := records.RenameVolume(ctx, c.Name, c.To); err != nil {
+			return noSuchVolume(err)
+		}
+		v, err := records.Volume(ctx, c.To)
+		if err != nil {
+			return err
+		}
+		return a.print(newVolumeView(v, about), func(w io.Writer) {
+			fmt.Fprintf(w, "Renamed volume %s to %s.\n", c.Name, c.To)
+		})
+	})
+}
+
+type volumeDeleteCmd struct {
+	Name string `arg:"" help:"Name of the volume."`
+}
+
+// Run deletes a volume.
+func (c *volumeDeleteCmd) Run(a *app) error {
+	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
+		v, err := records.Volume(ctx, c.Name)
+		if err == nil {
+			err = records.DeleteVolume(ctx, c.Name)
+		}
+		if err != nil {
+			return noSuchVolume(advise(err, cluster.ErrBusy,
+				"disconnect its clients; 10 s after the last one it is free"))
+		}
+		return a.print(newVolumeView(v, node.About{}), func(w io.Writer) {
+			fmt.Fprintf(w, "Deleted volume %s.\n", c.Name)
+		})
+	})
+}
+
+func noSuchVolume(err error) error {
+	return advise(err, cluster.ErrNotFound, "\"torus volume list\" names those there are")
+}

@@ -1,0 +1,151 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"torus/cluster"
+	"torus/ring"
+	"torus/store"
+	"torus/volume"
+)
+
+// An attached is a volume that this process holds: its attachment in the
+// records, and the volume opened under that. From attach to end:
+//
+//	cluster.Attach ─► volume.Open ─► Serving ─► served ─► volume.Close ─► Detach
+//	(epoch, lease)   (fences)       (not clean)          (all durable)   (clean)
+//
+// It ends by itself when the attachment is lost or the volume has stopped;
+// ended is closed then, and whoever keeps it calls end.
+type attached struct {
+	att *cluster.Attachment
+	vol *volume.Volume
+	dev *device
+
+	ended chan struct{} // closed by lose
+	once  sync.Once     // of lose
+	cause error         // why it ended; set before ended is closed
+	watch context.CancelFunc
+	gone  chan struct{} // closed when the watching goroutine has ended
+}
+
+// detachPatience bounds how long the records may take to hear of a detach.
+const detachPatience = 10 * time.Second
+
+// attach takes the volume and makes it ready to serve.
+func (n *Node) attach(ctx context.Context, name string) (*attached, error) {
+	h := cluster.Holder{Node: n.settings.ID, Name: n.settings.Name, Process: n.process}
+	att, err := n.cluster.Attach(ctx, name, h, cluster.AttachOptions{Dead: cluster.ProvenDeadHere})
+	if err != nil {
+		return nil, err
+	}
+	a, err := n.openAttached(ctx, att)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("volume %s: %w", name, err), n.detach(att, false))
+	}
+	n.log.Info("volume attached", "volume", name, "epoch", att.Epoch, "clean", att.Volume.Clean)
+	return a, nil
+}
+
+func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment) (*attached, error) {
+	if n.store == nil || !slices.Equal(att.Ring.Nodes, []ring.NodeID{n.settings.ID}) {
+		return nil, fmt.Errorf("it lies on the nodes %v, and this node reaches only its own store", att.Ring.Nodes)
+	}
+	found, err := n.incarnation(ctx, att)
+	if err != nil {
+		return nil, err
+	}
+	place := []ring.NodeID{n.settings.ID}
+	v, err := volume.Open(ctx, volume.Options{
+		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
+		Stores:    map[ring.NodeID]store.Store{n.settings.ID: n.store},
+		Place:     func(ring.ChunkIndex) []ring.NodeID { return place },
+		MinCopies: att.MinCopies(),
+		Logger:    n.log.With("volume", att.Volume.Name),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := att.Serving(ctx, []cluster.Incarnation{found}); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	a := &attached{att: att, vol: v, ended: make(chan struct{}), gone: make(chan struct{})}
+	a.dev = &device{vol: v, ended: a.ended, fail: a.lose}
+	watching, cancel := context.WithCancel(context.Background())
+	a.watch = cancel
+	go n.watchAttached(watching, a)
+	return a, nil
+}
+
+// incarnation returns what this node's store is now, before it is attached: if
+// it changes on the way, the volume opened on it refuses to serve (N2).
+func (n *Node) incarnation(ctx context.Context, att *cluster.Attachment) (cluster.Incarnation, error) {
+	st, err := n.store.Stat(ctx)
+	if err != nil {
+		return cluster.Incarnation{}, err
+	}
+	now := cluster.Incarnation{Node: n.settings.ID, Identity: st.Identity, Incarnation: st.Incarnation}
+	for _, was := range att.Incarnations {
+		switch {
+		case was.Node != now.Node:
+		case was.Identity != now.Identity: // N3: this store has nothing of the volume
+			return now, fmt.Errorf("its only copy was in the store %v of this node, which has the store %v now: "+
+				"bring the old store directory back", was.Identity, now.Identity)
+		case was.Incarnation != now.Incarnation && !att.Volume.Clean:
+			n.log.Warn("the machine stopped, or a sync failed, while the volume was served: writes that were not flushed may be gone",
+				"volume", att.Volume.Name)
+		}
+	}
+	return now, nil
+}
+
+// watchAttached waits for the loss of the attachment.
+func (n *Node) watchAttached(ctx context.Context, a *attached) {
+	defer close(a.gone)
+	done := a.att.Done()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.ended:
+			return
+		case <-a.att.Lost():
+			a.lose(a.att.Err())
+			return
+		case <-done:
+			// No reason to stop: every copy still answers to our epoch alone, and
+			// refuses it from the moment on when another holder has fenced it (I1).
+			n.log.Warn("the lease may have run out: the cluster's records can't be reached", "volume", a.att.Volume.Name)
+			done = nil
+		}
+	}
+}
+
+// lose says that the attachment is over, and why.
+func (a *attached) lose(cause error) {
+	a.once.Do(func() {
+		a.cause = cause
+		close(a.ended)
+	})
+}
+
+// end closes the volume and gives the attachment up. Nothing uses the device
+// any more, or it gets nbd.ErrShutdown. Nil: everything is durable, and
+// recorded as clean.
+func (n *Node) end(a *attached) error {
+	a.watch()
+	<-a.gone
+	err := a.vol.Close()
+	return errors.Join(err, n.detach(a.att, err == nil))
+}
+
+func (n *Node) detach(att *cluster.Attachment, clean bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), detachPatience)
+	defer cancel()
+	return att.Detach(ctx, clean)
+}

@@ -1,0 +1,132 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"torus/cluster"
+	"torus/nbd"
+)
+
+// shutdownPatience bounds how long requests under way may take when the node stops.
+const shutdownPatience = 30 * time.Second
+
+// socketMode lets only the node's user connect to a Unix socket.
+const socketMode = 0o600
+
+// checkNBD refuses an address where strangers could read what is sent.
+func (s Settings) checkNBD(addr string) error {
+	if isPath(addr) {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("NBD address %q is neither HOST:PORT nor the path of a Unix socket: %w", addr, err)
+	}
+	ip, err := netip.ParseAddr(host)
+	loopback := host == "localhost" || err == nil && ip.IsLoopback()
+	if loopback || s.Insecure || s.NBD.Cert != "" && !s.NBD.TLSOptional {
+		return nil
+	}
+	return fmt.Errorf("NBD address %s: volumes would cross the network unencrypted, open to whoever connects: "+
+		"use TLS (--tls-cert, --tls-key, --tls-ca), or accept that with --insecure", addr)
+}
+
+// isPath reports whether an address is that of a Unix socket.
+func isPath(addr string) bool { return strings.HasPrefix(addr, "/") || strings.HasPrefix(addr, ".") }
+
+// listenNBD opens the listeners: those of the settings, and what systemd handed
+// over.
+func (n *Node) listenNBD() ([]net.Listener, error) {
+	if !n.settings.Has(cluster.RoleNBD) {
+		return nil, nil
+	}
+	ls, err := nbd.Activated()
+	if err != nil {
+		return nil, err
+	}
+	for _, addr := range n.settings.NBD.Listen {
+		l, err := nbd.Listen(addr, socketMode)
+		if err != nil {
+			return ls, fmt.Errorf("export with NBD on %s: %w: choose another address with --nbd", addr, err)
+		}
+		ls = append(ls, l)
+	}
+	return ls, nil
+}
+
+// newServer makes the NBD server, not serving yet.
+func (n *Node) newServer() (*nbd.Server, error) {
+	n.exports = newExports(n)
+	o := nbd.Options{Exports: n.exports, Logger: n.log.With("part", "nbd")}
+	t := n.settings.NBD
+	if t.Cert != "" || t.Key != "" || t.ClientCA != "" {
+		c, err := nbd.LoadTLS(nbd.TLSFiles{Cert: t.Cert, Key: t.Key, ClientCA: t.ClientCA})
+		if err != nil {
+			return nil, err
+		}
+		o.TLS, o.TLSMode = c, nbd.TLSRequired
+		if t.TLSOptional {
+			o.TLSMode = nbd.TLSOffered
+		}
+	}
+	return nbd.NewServer(o)
+}
+
+// startNBD serves. Stopping finishes the requests under way, and then detaches
+// the volumes.
+func (n *Node) startNBD() (err error) {
+	if len(n.nbdListeners) == 0 {
+		return nil
+	}
+	if n.nbd, err = n.newServer(); err != nil {
+		return err
+	}
+	n.started("exports", func() error { n.exports.close(); return nil })
+	var wg sync.WaitGroup
+	for _, l := range n.nbdListeners {
+		wg.Go(func() {
+			if err := n.nbd.Serve(l); !errors.Is(err, nbd.ErrServerClosed) {
+				n.fail(fmt.Errorf("NBD on %v: %w", l.Addr(), err))
+			}
+		})
+	}
+	n.started("nbd", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownPatience)
+		defer cancel()
+		err := n.nbd.Shutdown(ctx)
+		wg.Wait()
+		return err
+	})
+	return nil
+}
+
+// URI returns how NBD clients name a volume that is exported at addr.
+func URI(addr net.Addr, volume string, tls bool) string {
+	scheme := "nbd"
+	if tls {
+		scheme = "nbds"
+	}
+	if addr.Network() == "unix" {
+		path := addr.String()
+		if abs, err := filepath.Abs(path); err == nil {
+			path = abs
+		}
+		return fmt.Sprintf("%s+unix:///%s?socket=%s", scheme, volume, path)
+	}
+	host, port, err := net.SplitHostPort(addr.String())
+	if ip, perr := netip.ParseAddr(host); err == nil && perr == nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+		if ip.Is6() {
+			host = "::1"
+		}
+	}
+	return fmt.Sprintf("%s://%s/%s", scheme, net.JoinHostPort(host, port), volume)
+}

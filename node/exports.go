@@ -1,0 +1,258 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"torus/cluster"
+	"torus/nbd"
+	"torus/store"
+)
+
+// lingering is how long a volume stays attached after its last client: a client
+// that opens it again soon, as nbdinfo and nbdcopy do one after the other, finds
+// it there.
+const lingering = 10 * time.Second
+
+// exports are the cluster's volumes as package nbd sees them. A volume is
+// attached when a client opens it and shared by all clients of this process:
+//
+//	absent ─open─► opening ─► serving ─last client left─► lingering ─10 s─► ending ─► absent
+//	                  │fails      ▲└──────lost────────────────│────────────► ▲
+//	                  └─► absent  └───────open────────────────┘
+type exports struct {
+	node *Node
+	log  *slog.Logger
+
+	mu     sync.Mutex // guards what follows; taken before no other lock
+	open   map[store.VolumeID]*export
+	closed bool
+	wg     sync.WaitGroup // goroutines that end exports
+}
+
+// An export is one volume that is not absent.
+type export struct {
+	name  string        // as the client that attached it knew it
+	ready chan struct{} // closed when opening has ended: a and err are set
+	gone  chan struct{} // closed when it is absent again
+	a     *attached
+	err   error
+
+	clients int // guarded by exports.mu, as the rest
+	ending  bool
+	timer   *time.Timer // of lingering
+}
+
+var _ nbd.Exports = (*exports)(nil)
+
+func newExports(n *Node) *exports {
+	return &exports{node: n, log: n.log, open: map[store.VolumeID]*export{}}
+}
+
+// List implements nbd.Exports.
+func (x *exports) List(ctx context.Context) ([]nbd.ExportInfo, error) {
+	vols, err := x.node.cluster.Volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]nbd.ExportInfo, len(vols))
+	for i, v := range vols {
+		infos[i] = exportInfo(v)
+	}
+	return infos, nil
+}
+
+// Info implements nbd.Exports; it attaches nothing.
+func (x *exports) Info(ctx context.Context, name string) (nbd.ExportInfo, error) {
+	v, err := x.volume(ctx, name)
+	if err != nil {
+		return nbd.ExportInfo{}, err
+	}
+	return exportInfo(v), nil
+}
+
+func exportInfo(v cluster.VolumeInfo) nbd.ExportInfo {
+	return nbd.ExportInfo{Name: v.Name, Description: "Torus volume " + v.ID.String(), Size: v.Size}
+}
+
+// volume finds a volume for a client; a name that none can have is not found.
+func (x *exports) volume(ctx context.Context, name string) (cluster.VolumeInfo, error) {
+	v, err := x.node.cluster.Volume(ctx, name)
+	if errors.Is(err, cluster.ErrNotFound) || errors.Is(err, cluster.ErrInvalid) {
+		err = fmt.Errorf("%w: %w", nbd.ErrNotFound, err)
+	}
+	return v, err
+}
+
+// Open implements nbd.Exports.
+func (x *exports) Open(ctx context.Context, name string) (nbd.Device, func(), error) {
+	for {
+		v, err := x.volume(ctx, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		e, first, err := x.enter(v)
+		if err != nil {
+			return nil, nil, err
+		}
+		if first {
+			x.attach(ctx, v.ID, e)
+		}
+		dev, retry, err := x.await(ctx, v.ID, e)
+		if !retry {
+			return dev, sync.OnceFunc(func() { x.leave(v.ID, e) }), err
+		}
+	}
+}
+
+// enter counts a client in, and makes the export if it is absent: whoever gets
+// first then attaches it.
+func (x *exports) enter(v cluster.VolumeInfo) (e *export, first bool, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.closed {
+		return nil, false, nbd.ErrShutdown
+	}
+	e = x.open[v.ID]
+	if e == nil {
+		e = &export{name: v.Name, ready: make(chan struct{}), gone: make(chan struct{})}
+		x.open[v.ID] = e
+		first = true
+	}
+	if !e.ending {
+		e.clients++
+		if e.timer != nil {
+			e.timer.Stop()
+		}
+	}
+	return e, first, nil
+}
+
+// attach ends opening.
+func (x *exports) attach(ctx context.Context, id store.VolumeID, e *export) {
+	a, err := x.node.attach(ctx, e.name)
+	if err == nil && a.att.Volume.ID != id {
+		err = errors.Join(fmt.Errorf("%w: volume %s was replaced meanwhile", nbd.ErrBusy, e.name), x.node.end(a))
+	}
+	if errors.Is(err, cluster.ErrBusy) {
+		err = fmt.Errorf("%w: %w", nbd.ErrBusy, err)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e.a, e.err = a, err
+	close(e.ready)
+	if err != nil {
+		e.ending = true
+		delete(x.open, id)
+		close(e.gone)
+		x.log.Warn("volume not attached", "volume", e.name, "err", err)
+		return
+	}
+	x.wg.Go(func() { x.endWhenLost(id, e) })
+}
+
+// await waits until the export is open; retry: it is ending, and absent now.
+func (x *exports) await(ctx context.Context, id store.VolumeID, e *export) (dev nbd.Device, retry bool, err error) {
+	select {
+	case <-e.ready:
+	case <-ctx.Done():
+		x.leave(id, e)
+		return nil, false, ctx.Err()
+	}
+	x.mu.Lock()
+	ending := e.ending
+	x.mu.Unlock()
+	switch {
+	case e.err != nil:
+		return nil, false, e.err
+	case !ending:
+		return e.a.dev, false, nil
+	}
+	select {
+	case <-e.gone:
+		return nil, true, nil
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+}
+
+// leave counts a client out.
+func (x *exports) leave(id store.VolumeID, e *export) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e.clients--
+	if e.clients > 0 || e.ending || x.closed {
+		return
+	}
+	e.timer = time.AfterFunc(lingering, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if e.clients == 0 && !e.ending && !x.closed {
+			x.finish(id, e)
+		}
+	})
+}
+
+// finish begins ending. Under mu, with ending unset.
+func (x *exports) finish(id store.VolumeID, e *export) {
+	e.ending = true
+	x.wg.Go(func() {
+		<-e.ready
+		if e.err != nil {
+			return
+		}
+		if err := x.node.end(e.a); err != nil {
+			x.log.Warn("volume not detached cleanly", "volume", e.name, "err", err)
+		} else {
+			x.log.Info("volume detached", "volume", e.name)
+		}
+		x.mu.Lock()
+		delete(x.open, id)
+		x.mu.Unlock()
+		close(e.gone)
+	})
+}
+
+// endWhenLost ends an export whose attachment is over, and returns when the
+// export is gone, for whatever reason. Its clients learn it from the device.
+func (x *exports) endWhenLost(id store.VolumeID, e *export) {
+	select {
+	case <-e.gone:
+		return
+	case <-e.a.ended:
+	}
+	x.log.Error("attachment ended: its clients are cut off", "volume", e.name, "cause", e.a.cause)
+	x.mu.Lock()
+	if !e.ending {
+		x.finish(id, e)
+	}
+	x.mu.Unlock()
+}
+
+// count returns how many volumes are attached, or about to be.
+func (x *exports) count() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.open)
+}
+
+// close ends all exports and waits for that. The NBD server is shut down before,
+// so that no client uses them.
+func (x *exports) close() {
+	x.mu.Lock()
+	x.closed = true
+	for id, e := range x.open {
+		if e.timer != nil {
+			e.timer.Stop()
+		}
+		if !e.ending {
+			x.finish(id, e)
+		}
+	}
+	x.mu.Unlock()
+	x.wg.Wait()
+}

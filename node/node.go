@@ -1,0 +1,293 @@
+// Package node is one running Torus process. It starts the roles that the node
+// was set up with, from the bottom up, and stops them in reverse: the embedded
+// etcd with the cluster's records, the page store, the exporter that attaches
+// volumes when NBD clients open them, and the API. It says that the node lives,
+// and drops what the records say is deleted (I8).
+//
+// How pages are kept, records changed, volumes replicated and clients spoken to
+// is left to store/segment, cluster, volume and nbd; here they are only wired.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"torus/cluster"
+	"torus/nbd"
+	"torus/store"
+	"torus/store/segment"
+)
+
+// Options say which node to run.
+type Options struct {
+	Dir string // the data directory; made if it is not there
+	// Settings is how the node is to be run: from Load, or New for a directory
+	// that has none. They are kept in the directory.
+	Settings Settings
+	// Version is of this program, for the API.
+	Version string
+	Logger  *slog.Logger // nil discards
+}
+
+// Node is a running node.
+type Node struct {
+	dir      string
+	settings Settings
+	version  string
+	log      *slog.Logger
+	process  cluster.Process
+	since    time.Time
+
+	etcd    *cluster.Server
+	cluster *cluster.Cluster
+	store   store.Store // nil without the role storage
+	exports *exports    // nil without the role nbd
+	nbd     *nbd.Server // nil when nothing is exported
+
+	apiListener  net.Listener
+	nbdListeners []net.Listener
+
+	closers []closer // in the order of starting
+	closing sync.Once
+	err     error // of closing
+
+	failing sync.Once
+	failed  chan struct{} // closed by fail
+	cause   error         // set before failed is closed
+}
+
+// A closer stops one part that was started.
+type closer struct {
+	part  string
+	close func() error
+}
+
+// Start runs a node; it returns when the node serves. What was started is
+// stopped again if it fails. ErrLocked if another process runs it.
+func Start(ctx context.Context, o Options) (*Node, error) {
+	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, failed: make(chan struct{}), since: time.Now()}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	if err := n.start(ctx); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
+}
+
+// start starts the parts, each on what was started before it.
+func (n *Node) start(ctx context.Context) (err error) {
+	if err := n.settings.check(); err != nil {
+		return err
+	}
+	if n.process, err = cluster.ThisProcess(); err != nil {
+		return err
+	}
+	lock, err := lockDir(n.dir)
+	if err != nil {
+		return err
+	}
+	n.started("lock", lock.release)
+	if err := n.settle(); err != nil {
+		return err
+	}
+	// Listening comes first: a port in use is found before anything is changed,
+	// and clients that come early wait instead of being refused.
+	if err := n.listen(); err != nil {
+		return err
+	}
+	if err := n.startBoth(ctx); err != nil {
+		return err
+	}
+	if err := n.register(ctx); err != nil {
+		return err
+	}
+	n.startDrops()
+	if err := n.startNBD(); err != nil {
+		return err
+	}
+	n.startAPI()
+	return nil
+}
+
+// listen opens the listeners of API and NBD.
+func (n *Node) listen() (err error) {
+	n.started("listeners", n.closeListeners)
+	if n.apiListener, err = n.listenAPI(); err != nil {
+		return err
+	}
+	n.nbdListeners, err = n.listenNBD()
+	return err
+}
+
+func (n *Node) closeListeners() error {
+	all := n.nbdListeners
+	if n.apiListener != nil {
+		all = append(all, n.apiListener)
+	}
+	var errs []error
+	for _, l := range all {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) { // their servers close them too
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// settle decides on the ports and writes the settings down, before anything
+// depends on them.
+func (n *Node) settle() error {
+	have, err := Load(n.dir)
+	switch {
+	case errors.Is(err, ErrNoNode):
+	case err != nil:
+		return err
+	case have.ID != n.settings.ID:
+		return fmt.Errorf("directory %s %w: %s, of cluster %s", n.dir, ErrFounded, have.Name, have.Cluster)
+	}
+	if n.settings.Port == 0 {
+		if n.settings.Port, err = freePorts(n.settings.Listen); err != nil {
+			return err
+		}
+	}
+	return n.settings.save(n.dir)
+}
+
+// startBoth starts etcd and the store at the same time, since both read disks.
+func (n *Node) startBoth(ctx context.Context) error {
+	var opened store.Store
+	var storeErr error
+	var wg sync.WaitGroup
+	if n.settings.Has(cluster.RoleStorage) {
+		wg.Go(func() { opened, storeErr = n.openStore(ctx) })
+	}
+	err := n.startEtcd(ctx)
+	wg.Wait()
+	if storeErr == nil && opened != nil {
+		n.store = opened
+		n.started("store", opened.Close)
+	}
+	if err := errors.Join(err, storeErr); err != nil {
+		return err
+	}
+	return n.openCluster(ctx)
+}
+
+func (n *Node) openStore(ctx context.Context) (store.Store, error) {
+	s, err := segment.Open(ctx, segment.Options{
+		Dir: StoreDir(n.dir), Capacity: n.settings.Capacity, Reserve: n.settings.Reserve,
+		Logger: n.log.With("part", "store"),
+	})
+	if err != nil {
+		return nil, err // not s: a nil *Store in an interface is not nil
+	}
+	return s, nil
+}
+
+// startEtcd starts the member of this node.
+func (n *Node) startEtcd(ctx context.Context) error {
+	dir := etcdDir(n.dir)
+	if n.settings.Founded && !exists(filepath.Join(dir, "torus.json")) {
+		return fmt.Errorf("directory %s: the records of cluster %s were here and are gone", dir, n.settings.Cluster)
+	}
+	s, err := cluster.StartServer(ctx, cluster.ServerOptions{
+		Dir: dir, Cluster: n.settings.Cluster, Node: n.settings.ID,
+		Listen: n.settings.Listen, ClientPort: n.settings.Port + 2, PeerPort: n.settings.Port + 3,
+		Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.etcd = s
+	n.started("etcd", s.Close)
+	go func() {
+		select {
+		case <-s.Failed():
+			n.fail(s.Err())
+		case <-n.failed:
+		}
+	}()
+	return nil
+}
+
+// openCluster opens the records, or writes the first one.
+func (n *Node) openCluster(ctx context.Context) (err error) {
+	opts := cluster.Options{Log: n.log.With("part", "cluster")}
+	if n.settings.Founded {
+		n.cluster, err = cluster.Open(ctx, n.etcd.KV(), n.settings.Cluster, opts)
+		return err
+	}
+	f := cluster.Founding{ID: n.settings.Cluster, Replicas: n.settings.Replicas}
+	if n.cluster, err = cluster.Found(ctx, n.etcd.KV(), f, opts); err != nil {
+		return err
+	}
+	n.settings.Founded = true
+	return n.settings.save(n.dir)
+}
+
+// started remembers how to stop a part.
+func (n *Node) started(part string, close func() error) {
+	n.closers = append(n.closers, closer{part, close})
+}
+
+// fail says that the node cannot go on.
+func (n *Node) fail(cause error) {
+	n.failing.Do(func() {
+		n.cause = cause
+		close(n.failed)
+	})
+}
+
+// Failed is closed when the node cannot go on, and is to be closed; Err says why.
+func (n *Node) Failed() <-chan struct{} { return n.failed }
+
+// Err returns why the node cannot go on; nil while it can.
+func (n *Node) Err() error {
+	select {
+	case <-n.failed:
+		return n.cause
+	default:
+		return nil
+	}
+}
+
+// Close stops everything in reverse: NBD requests under way are finished,
+// volumes synced and detached clean, then the store and etcd closed.
+func (n *Node) Close() error {
+	n.closing.Do(func() {
+		var errs []error
+		for i := len(n.closers) - 1; i >= 0; i-- {
+			c := n.closers[i]
+			n.log.Debug("stopping", "part", c.part)
+			if err := c.close(); err != nil {
+				errs = append(errs, fmt.Errorf("stop %s: %w", c.part, err))
+			}
+		}
+		n.err = errors.Join(errs...)
+		n.fail(errClosed) // ends who waits for a failure
+	})
+	return n.err
+}
+
+var errClosed = errors.New("node closed")
+
+// Settings returns how the node runs, its ports decided.
+func (n *Node) Settings() Settings { return n.settings }
+
+// Cluster returns the records.
+func (n *Node) Cluster() *cluster.Cluster { return n.cluster }
+
+// ExportAddrs returns where NBD clients connect, in the order given.
+func (n *Node) ExportAddrs() []net.Addr {
+	all := make([]net.Addr, len(n.nbdListeners))
+	for i, l := range n.nbdListeners {
+		all[i] = l.Addr()
+	}
+	return all
+}

@@ -1,0 +1,232 @@
+package node
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"torus/cluster"
+	"torus/ring"
+)
+
+// DefaultPort is the base port P of a node: P API, P+1 blocks, P+2 etcd's
+// clients, P+3 etcd's peers.
+const DefaultPort = 7480
+
+// Settings is how a node was set up. It is kept in the file node.json of the
+// data directory, so that the node can be run again as it was.
+type Settings struct {
+	ID      ring.NodeID
+	Name    string
+	Cluster cluster.ID
+	// Founded is set once the cluster's first record is written. From then on
+	// records that are missing were lost, and are never made anew.
+	Founded  bool
+	Replicas int // what the cluster is founded with: copies of a volume by default
+
+	Roles    []cluster.Role
+	Listen   netip.Addr
+	Port     int // base port; 0 in what New is given: any four free ones
+	Insecure bool
+	Zone     ring.Zone
+	Host     string
+	Capacity int64 // bytes for pages; 0: what the file system has
+	Reserve  int64 // bytes held back for index and records; 0: the store's default
+	NBD      NBD
+}
+
+// NBD is where and how volumes are exported.
+type NBD struct {
+	Listen      []string // HOST:PORT, or the path of a Unix socket; none: off
+	Cert, Key   string   // PEM files; "": no TLS
+	ClientCA    string   // "": clients need no certificate
+	TLSOptional bool     // clients may also connect without
+}
+
+// Has reports whether the node has a role.
+func (s Settings) Has(r cluster.Role) bool { return cluster.Node{Roles: s.Roles}.Has(r) }
+
+// ErrNoNode: a directory in which no node was set up.
+var ErrNoNode = errors.New("no node was set up here")
+
+// ErrFormat: a file of a format that this program does not know.
+var ErrFormat = errors.New("unknown format")
+
+// ErrFounded: a directory that has a node already.
+var ErrFounded = errors.New("has a node already")
+
+// New returns the settings of a node that founds a cluster: given, with what
+// it leaves out drawn or filled in.
+func New(given Settings) Settings {
+	s := given
+	s.ID = ring.NodeID(random64())
+	s.Cluster = cluster.ID(fmt.Sprintf("%016x", random64()))
+	if s.Name == "" {
+		s.Name = fmt.Sprintf("node-%04x", uint16(s.ID))
+	}
+	if !s.Listen.IsValid() {
+		s.Listen = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	if len(s.Roles) == 0 {
+		s.Roles = []cluster.Role{cluster.RoleEtcd, cluster.RoleStorage, cluster.RoleNBD}
+	}
+	if s.Host == "" {
+		s.Host, _ = os.Hostname() // "" is a host too
+	}
+	if s.Replicas == 0 {
+		s.Replicas = 1
+	}
+	return s
+}
+
+func random64() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// check refuses settings that a node cannot run with.
+func (s Settings) check() error {
+	if err := cluster.CheckName(s.Name); err != nil {
+		return fmt.Errorf("node name: %w", err)
+	}
+	if s.Port < 0 || s.Port > 65535-3 || s.Port > 0 && s.Port < 1024 {
+		return fmt.Errorf("port %d: the base of four ports is from 1024 to %d, or 0 for any", s.Port, 65535-3)
+	}
+	if !s.Listen.IsLoopback() && !s.Insecure {
+		return fmt.Errorf("listen address %v: connections to the API and to etcd are not encrypted, so whoever can reach it "+
+			"owns all data: listen on 127.0.0.1, or accept that with --insecure", s.Listen)
+	}
+	for _, a := range s.NBD.Listen {
+		if err := s.checkNBD(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settingsFile is node.json.
+type settingsFile struct {
+	Format   int        `json:"format"`
+	ID       string     `json:"id"`
+	Name     string     `json:"name"`
+	Cluster  string     `json:"cluster"`
+	Founded  bool       `json:"founded"`
+	Replicas int        `json:"replicas"`
+	Roles    []string   `json:"roles"`
+	Listen   netip.Addr `json:"listen"`
+	Port     int        `json:"port"`
+	Insecure bool       `json:"insecure,omitempty"`
+	Zone     string     `json:"zone,omitempty"`
+	Host     string     `json:"host,omitempty"`
+	Capacity int64      `json:"capacity,omitempty"`
+	Reserve  int64      `json:"reserve,omitempty"`
+	NBD      nbdFile    `json:"nbd"`
+}
+
+type nbdFile struct {
+	Listen      []string `json:"listen,omitempty"`
+	Cert        string   `json:"cert,omitempty"`
+	Key         string   `json:"key,omitempty"`
+	ClientCA    string   `json:"clientCA,omitempty"`
+	TLSOptional bool     `json:"tlsOptional,omitempty"`
+}
+
+const settingsFormat = 1
+
+func settingsPath(dir string) string { return filepath.Join(dir, "node.json") }
+
+// Load reads the settings of the node in dir. ErrNoNode if there is none,
+// ErrFormat if a newer program set it up.
+func Load(dir string) (Settings, error) {
+	path := settingsPath(dir)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Settings{}, fmt.Errorf("directory %s: %w", dir, ErrNoNode)
+	}
+	if err != nil {
+		return Settings{}, err
+	}
+	return decodeSettings(path, b)
+}
+
+func decodeSettings(path string, b []byte) (Settings, error) {
+	// The format first: of another one nothing else can be relied on.
+	var head struct {
+		Format int `json:"format"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return Settings{}, fmt.Errorf("file %s: not readable as JSON: %w", path, err)
+	}
+	if head.Format != settingsFormat {
+		return Settings{}, fmt.Errorf("file %s: %w %d: this program knows format %d, another version of it set the node up",
+			path, ErrFormat, head.Format, settingsFormat)
+	}
+	var f settingsFile
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&f); err != nil {
+		return Settings{}, fmt.Errorf("file %s: %w", path, err)
+	}
+	id, err := strconv.ParseUint(f.ID, 16, 64)
+	if err != nil || id == 0 || len(f.ID) != 16 {
+		return Settings{}, fmt.Errorf("file %s: node ID %q is not 16 hexadecimal digits", path, f.ID)
+	}
+	s := Settings{
+		ID: ring.NodeID(id), Name: f.Name, Cluster: cluster.ID(f.Cluster), Founded: f.Founded, Replicas: f.Replicas,
+		Listen: f.Listen, Port: f.Port, Insecure: f.Insecure, Zone: ring.Zone(f.Zone), Host: f.Host,
+		Capacity: f.Capacity, Reserve: f.Reserve, NBD: NBD(f.NBD),
+	}
+	for _, r := range f.Roles {
+		s.Roles = append(s.Roles, cluster.Role(r))
+	}
+	return s, nil
+}
+
+// save replaces node.json; it is durable on return.
+func (s Settings) save(dir string) error {
+	f := settingsFile{
+		Format: settingsFormat, ID: s.ID.String(), Name: s.Name, Cluster: string(s.Cluster), Founded: s.Founded,
+		Replicas: s.Replicas, Listen: s.Listen, Port: s.Port, Insecure: s.Insecure, Zone: string(s.Zone), Host: s.Host,
+		Capacity: s.Capacity, Reserve: s.Reserve, NBD: nbdFile(s.NBD),
+	}
+	for _, r := range s.Roles {
+		f.Roles = append(f.Roles, string(r))
+	}
+	b, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return err
+	}
+	return replaceFile(settingsPath(dir), append(b, '\n'))
+}
+
+// replaceFile puts b into path, whole or not at all, durably.
+func replaceFile(path string, b []byte) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails after the rename, as it should
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
