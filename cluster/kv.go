@@ -9,7 +9,7 @@ import (
 
 // A KV keeps the records: an ordered map from keys to values in which every
 // change has a revision, with transactions, watches and leases. etcd is one
-// (Server.KV, Dial), Memory another; kvtest holds both to this text.
+// (Server.KV, Dial), Memory another; testKV, in the tests, holds both to this text.
 //
 // All methods may be called concurrently. Each is one attempt that ends within
 // a few seconds, whatever its context says; repeating is left to Cluster.

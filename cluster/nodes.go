@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"torus/ring"
 )
@@ -76,12 +77,7 @@ func (c *Cluster) Nodes(ctx context.Context) ([]NodeInfo, error) {
 		u, ok := usage[n.ID]
 		infos[i] = NodeInfo{Node: n, Alive: ok, Usage: u}
 	}
-	slices.SortFunc(infos, func(a, b NodeInfo) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(infos, func(a, b NodeInfo) int { return strings.Compare(a.Name, b.Name) })
 	return infos, nil
 }
 
