@@ -94,7 +94,7 @@ func (l *load) send(n int) error {
 }
 
 // run does n requests.
-func (l *load) run(b *testing.B, n int) {
+func (l *load) run(b testing.TB, n int) {
 	sent := min(n, l.depth)
 	if l.size >= 1<<20 {
 		// Large batches would block on the replies they cause.

@@ -4,3 +4,5 @@ package nbd
 
 func raceAcquire(uintptr) {}
 func raceRelease()        {}
+
+const raceEnabled = false

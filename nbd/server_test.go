@@ -144,6 +144,108 @@ func TestInFlightBound(t *testing.T) {
 	}
 }
 
+// TestConnBound: one connection alone keeps to its own bound; and what came in
+// a crowd goes to the device together, none of it waiting for the watch.
+func TestConnBound(t *testing.T) {
+	dev := newMemDevice(1 << 20)
+	var now, most atomic.Int32
+	hold := make(chan struct{})
+	dev.before = func(string, int64, int64) error {
+		most.Store(max(most.Load(), now.Add(1)))
+		<-hold
+		now.Add(-1)
+		return nil
+	}
+	s, _, unix := startServer(t, Options{Exports: memExports{"v": {dev: dev}}, MaxConnInFlight: 5})
+	c := enter(t, "unix", unix, "v", 0, false)
+	for i := range 4 { // the first one's reader serves it and loses the reading; then there is company
+		c.write(rawRequest(0, 0, cmdRead, uint64(i), 0, 512, nil))
+		waitFor(t, "the request to reach the device", func() bool { return now.Load() == int32(i+1) })
+	}
+	var all []byte
+	for i := range 16 {
+		all = append(all, rawRequest(0, 0, cmdRead, uint64(i), 0, 512, nil)...)
+	}
+	c.write(all)
+	s.mu.Lock()
+	var conn *conn
+	for conn = range s.conns {
+	}
+	s.mu.Unlock()
+	waitFor(t, "the bound to be reached", func() bool { return now.Load() == 5 && conn.limit.contended() })
+	if n := conn.turn.Load(); n > 2 {
+		t.Errorf("the reader took turns: %d", n)
+	}
+	close(hold)
+	for range 20 {
+		c.reply(512)
+	}
+	if m := most.Load(); m != 5 {
+		t.Errorf("%d requests at a time, want 5", m)
+	}
+}
+
+// TestNoAllocations: a request in steady state allocates nothing.
+func TestNoAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector has pools forget at random")
+	}
+	for _, cmd := range []uint16{cmdRead, cmdWrite} {
+		for _, depth := range []int{1, 16} {
+			_, _, unix := startServer(t, Options{Exports: memExports{"v": {dev: newMemDevice(1 << 20)}}})
+			c := enter(t, "unix", unix, "v", structuredReplies, false)
+			l := newLoad(c.nc, cmd, 4096, depth, 1<<20)
+			l.run(t, 1000) // pools fill
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			const n = 5000
+			l.run(t, n)
+			runtime.ReadMemStats(&after)
+			// Some may be the runtime's own, or follow a collection.
+			if got := after.Mallocs - before.Mallocs; got > n/20 {
+				t.Errorf("command %d at depth %d: %d allocations in %d requests", cmd, depth, got, n)
+			}
+		}
+	}
+}
+
+// TestUnreadable: a client that will not read any more is disconnected, even
+// if it goes on sending.
+func TestUnreadable(t *testing.T) {
+	s, _, unix := startServer(t, Options{Exports: memExports{"v": {dev: newMemDevice(1 << 20)}}})
+	c := enter(t, "unix", unix, "v", simpleReplies, false)
+	if err := c.nc.(*net.UnixConn).CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	c.nc.Write(rawRequest(0, 0, cmdRead, 1, 0, 512, nil))
+	waitFor(t, "the connection to end", func() bool { return s.Stats().Connections == 0 })
+}
+
+// TestGrowth: requests are checked against the size that the device has now.
+func TestGrowth(t *testing.T) {
+	dev := &growingDevice{memDevice: newMemDevice(1 << 20)}
+	dev.size.Store(4096)
+	_, _, unix := startServer(t, Options{Exports: memExports{"v": {dev: dev}}})
+	c := enter(t, "unix", unix, "v", simpleReplies, false)
+	for _, step := range []struct {
+		size int64
+		want errno
+	}{{4096, eINVAL}, {8192, eOK}, {5000, eINVAL}} {
+		dev.size.Store(step.size)
+		c.write(rawRequest(0, 0, cmdRead, 1, 4096, 4096, nil))
+		if r := c.reply(4096); r.err != step.want {
+			t.Errorf("size %d: %v, want %v", step.size, r.err, step.want)
+		}
+	}
+}
+
+type growingDevice struct {
+	*memDevice
+	size atomic.Int64
+}
+
+func (d *growingDevice) Size() int64 { return d.size.Load() }
+
 // TestThousandConnections: each announces a write of 32 MiB and says no more.
 // Memory stays within the budget, and somebody who does speak is served once
 // the silent ones have had their time.
