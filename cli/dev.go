@@ -19,7 +19,7 @@ const devSize = 1 << 30
 
 type devCmd struct {
 	DataDir string     `type:"path" placeholder:"DIR" help:"Keep the data in this directory, and use what is there. Without it, it is temporary."`
-	Volume  string     `default:"vol1" placeholder:"NAME" help:"Volume to export, created if it is not there (${default})."`
+	Volume  volumeName `default:"vol1" placeholder:"NAME" help:"Volume to export, created if it is not there (${default})."`
 	Size    volumeSize `placeholder:"SIZE" help:"Its size, when it is created: a number with K, M, G or T (1GiB)."`
 	Port    *int       `placeholder:"PORT" help:"First of the node's four ports; 0 takes free ones (7480)."`
 	nbdFlags
@@ -27,9 +27,6 @@ type devCmd struct {
 
 // Run runs a cluster of one.
 func (c *devCmd) Run(a *app) (err error) {
-	if err := cluster.CheckName(c.Volume); err != nil {
-		return badUsage("--volume: %v", err)
-	}
 	dir := c.DataDir
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "torus-dev-"); err != nil {
@@ -86,11 +83,11 @@ func (c *devCmd) volume(ctx context.Context, records *cluster.Cluster) (cluster.
 	if size == 0 {
 		size = devSize
 	}
-	v, err := records.CreateVolume(ctx, cluster.VolumeSpec{Name: c.Volume, Size: size, Replicas: 1})
+	v, err := records.CreateVolume(ctx, cluster.VolumeSpec{Name: string(c.Volume), Size: size, Replicas: 1})
 	if !errors.Is(err, cluster.ErrExists) {
 		return v, err
 	}
-	have, err := records.Volume(ctx, c.Volume)
+	have, err := records.Volume(ctx, string(c.Volume))
 	if err != nil {
 		return have.Volume, err
 	}

@@ -58,7 +58,7 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitDone
-	case errors.As(err, &u), is(cluster.ErrInvalid):
+	case errors.As(err, &u), is(cluster.ErrInvalid, node.ErrSettings):
 		return exitUsage
 	case is(cluster.ErrNotFound, node.ErrNoNode):
 		return exitNotFound

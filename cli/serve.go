@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"torus/node"
 )
@@ -25,7 +28,18 @@ func (f nbdFlags) settings() (node.NBD, error) {
 	case f.TLSCert == "" && (f.TLSCA != "" || f.TLSOptional):
 		return node.NBD{}, badUsage("--tls-ca and --tls-optional need --tls-cert and --tls-key")
 	}
-	return node.NBD{Listen: f.NBD, Cert: f.TLSCert, Key: f.TLSKey, ClientCA: f.TLSCA, TLSOptional: f.TLSOptional}, nil
+	// A node may be started from another directory next time.
+	listen := slices.Clone(f.NBD)
+	for i, addr := range listen {
+		if strings.HasPrefix(addr, ".") {
+			abs, err := filepath.Abs(addr)
+			if err != nil {
+				return node.NBD{}, err
+			}
+			listen[i] = abs
+		}
+	}
+	return node.NBD{Listen: listen, Cert: f.TLSCert, Key: f.TLSKey, ClientCA: f.TLSCA, TLSOptional: f.TLSOptional}, nil
 }
 
 // run runs a node until the program is to stop or the node fails. ready is

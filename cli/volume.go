@@ -19,6 +19,15 @@ type volumeCmds struct {
 	Delete volumeDeleteCmd `cmd:"" help:"Delete a volume with all its data."`
 }
 
+// volumeName is a name that a volume can have.
+type volumeName string
+
+// UnmarshalText refuses any other, before a cluster is asked.
+func (n *volumeName) UnmarshalText(b []byte) error {
+	*n = volumeName(b)
+	return cluster.CheckName(string(b))
+}
+
 // volumeView is a volume as it is printed.
 type volumeView struct {
 	Name      string      `json:"name"`
@@ -84,7 +93,7 @@ func (v volumeView) state() string {
 }
 
 type volumeCreateCmd struct {
-	Name      string     `arg:"" help:"Name: letters a-z, digits, '.', '_' and '-'."`
+	Name      volumeName `arg:"" help:"Name: letters a-z, digits, '.', '_' and '-'."`
 	Size      volumeSize `arg:"" help:"Size: a number with K, M, G or T, from 4K to 1024T, such as 10G."`
 	Replicas  int        `placeholder:"N" help:"Copies, each on a node of its own; the cluster's number if it is left out."`
 	MinCopies int        `placeholder:"M" help:"Copies that a write needs before it is acknowledged; one less than the copies, at least 1, if it is left out."`
@@ -94,12 +103,12 @@ type volumeCreateCmd struct {
 func (c *volumeCreateCmd) Run(a *app) error {
 	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
 		_, err := records.CreateVolume(ctx, cluster.VolumeSpec{
-			Name: c.Name, Size: int64(c.Size), Replicas: c.Replicas, MinCopies: c.MinCopies,
+			Name: string(c.Name), Size: int64(c.Size), Replicas: c.Replicas, MinCopies: c.MinCopies,
 		})
 		if err != nil {
 			return advise(err, cluster.ErrExists, "choose another name, or look at it with \"torus volume show %s\"", c.Name)
 		}
-		v, err := records.Volume(ctx, c.Name)
+		v, err := records.Volume(ctx, string(c.Name))
 		if err != nil {
 			return err
 		}
@@ -148,13 +157,13 @@ func writeVolumes(w io.Writer, views []volumeView) {
 }
 
 type volumeShowCmd struct {
-	Name string `arg:"" help:"Name of the volume."`
+	Name volumeName `arg:"" help:"Name of the volume."`
 }
 
 // Run shows a volume.
 func (c *volumeShowCmd) Run(a *app) error {
 	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
-		v, err := records.Volume(ctx, c.Name)
+		v, err := records.Volume(ctx, string(c.Name))
 		if err != nil {
 			return noSuchVolume(err)
 		}
@@ -179,17 +188,17 @@ func (v volumeView) write(w io.Writer) {
 }
 
 type volumeRenameCmd struct {
-	Name string `arg:"" help:"Name of the volume."`
-	To   string `arg:"" help:"Its new name."`
+	Name volumeName `arg:"" help:"Name of the volume."`
+	To   volumeName `arg:"" help:"Its new name."`
 }
 
 // Run renames a volume.
 func (c *volumeRenameCmd) Run(a *app) error {
 	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
-		if err := records.RenameVolume(ctx, c.Name, c.To); err != nil {
+		if err := records.RenameVolume(ctx, string(c.Name), string(c.To)); err != nil {
 			return noSuchVolume(err)
 		}
-		v, err := records.Volume(ctx, c.To)
+		v, err := records.Volume(ctx, string(c.To))
 		if err != nil {
 			return err
 		}
@@ -200,15 +209,15 @@ func (c *volumeRenameCmd) Run(a *app) error {
 }
 
 type volumeDeleteCmd struct {
-	Name string `arg:"" help:"Name of the volume."`
+	Name volumeName `arg:"" help:"Name of the volume."`
 }
 
 // Run deletes a volume.
 func (c *volumeDeleteCmd) Run(a *app) error {
 	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
-		v, err := records.Volume(ctx, c.Name)
+		v, err := records.Volume(ctx, string(c.Name))
 		if err == nil {
-			err = records.DeleteVolume(ctx, c.Name)
+			err = records.DeleteVolume(ctx, string(c.Name))
 		}
 		if err != nil {
 			return noSuchVolume(advise(err, cluster.ErrBusy,

@@ -40,9 +40,18 @@ func (n *Node) listenAPI() (net.Listener, error) {
 	addr := addrPort(n.settings.Listen, n.settings.Port)
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("API on %s: %w: choose another base port with --port, or any free one with --port 0", addr, err)
+		return nil, fmt.Errorf("API on %s: %w: choose another base port with --port, or any free one with --port 0", addr, cause(err))
 	}
 	return l, nil
+}
+
+// cause leaves out of an error of package net the address, which is said already.
+func cause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
 }
 
 // startAPI serves the API.

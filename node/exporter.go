@@ -28,15 +28,15 @@ func (s Settings) checkNBD(addr string) error {
 	}
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("NBD address %q is neither HOST:PORT nor the path of a Unix socket: %w", addr, err)
+		return fmt.Errorf("%w: NBD address %q is neither HOST:PORT nor the path of a Unix socket, which begins with / or .", ErrSettings, addr)
 	}
 	ip, err := netip.ParseAddr(host)
 	loopback := host == "localhost" || err == nil && ip.IsLoopback()
 	if loopback || s.Insecure || s.NBD.Cert != "" && !s.NBD.TLSOptional {
 		return nil
 	}
-	return fmt.Errorf("NBD address %s: volumes would cross the network unencrypted, open to whoever connects: "+
-		"use TLS (--tls-cert, --tls-key, --tls-ca), or accept that with --insecure", addr)
+	return fmt.Errorf("%w: NBD address %s: volumes would cross the network unencrypted, open to whoever connects: "+
+		"use TLS (--tls-cert, --tls-key, --tls-ca), or accept that with --insecure", ErrSettings, addr)
 }
 
 // isPath reports whether an address is that of a Unix socket.
@@ -55,7 +55,7 @@ func (n *Node) listenNBD() ([]net.Listener, error) {
 	for _, addr := range n.settings.NBD.Listen {
 		l, err := nbd.Listen(addr, socketMode)
 		if err != nil {
-			return ls, fmt.Errorf("export with NBD on %s: %w: choose another address with --nbd", addr, err)
+			return ls, fmt.Errorf("NBD on %s: %w: choose another address with --nbd", addr, cause(err))
 		}
 		ls = append(ls, l)
 	}

@@ -83,7 +83,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 
 // start starts the parts, each on what was started before it.
 func (n *Node) start(ctx context.Context) (err error) {
-	if err := n.settings.check(); err != nil {
+	if err := n.settings.Check(); err != nil {
 		return err
 	}
 	if n.process, err = cluster.ThisProcess(); err != nil {

@@ -54,6 +54,9 @@ type NBD struct {
 // Has reports whether the node has a role.
 func (s Settings) Has(r cluster.Role) bool { return cluster.Node{Roles: s.Roles}.Has(r) }
 
+// ErrSettings: settings that a node cannot run with.
+var ErrSettings = errors.New("bad setting")
+
 // ErrNoNode: a directory in which no node was set up.
 var ErrNoNode = errors.New("no node was set up here")
 
@@ -93,17 +96,17 @@ func random64() uint64 {
 	return binary.BigEndian.Uint64(b[:])
 }
 
-// check refuses settings that a node cannot run with.
-func (s Settings) check() error {
+// Check returns ErrSettings, naming value and bound, unless a node can run so.
+func (s Settings) Check() error {
 	if err := cluster.CheckName(s.Name); err != nil {
-		return fmt.Errorf("node name: %w", err)
+		return fmt.Errorf("%w: node name: %w", ErrSettings, err)
 	}
 	if s.Port < 0 || s.Port > 65535-3 || s.Port > 0 && s.Port < 1024 {
-		return fmt.Errorf("port %d: the base of four ports is from 1024 to %d, or 0 for any", s.Port, 65535-3)
+		return fmt.Errorf("%w: port %d: the base of four ports is from 1024 to %d, or 0 for any", ErrSettings, s.Port, 65535-3)
 	}
 	if !s.Listen.IsLoopback() && !s.Insecure {
-		return fmt.Errorf("listen address %v: connections to the API and to etcd are not encrypted, so whoever can reach it "+
-			"owns all data: listen on 127.0.0.1, or accept that with --insecure", s.Listen)
+		return fmt.Errorf("%w: listen address %v: connections to the API and to etcd are not encrypted, so whoever can reach it "+
+			"owns all data: listen on 127.0.0.1, or accept that with --insecure", ErrSettings, s.Listen)
 	}
 	for _, a := range s.NBD.Listen {
 		if err := s.checkNBD(a); err != nil {
