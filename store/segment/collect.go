@@ -122,6 +122,19 @@ func (st *Store) freeDead() error {
 	if err := st.flush(); err != nil {
 		return err
 	}
+	free, err := st.recordFreed(dead)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, g := range free {
+		errs = append(errs, st.segments.recycle(g))
+	}
+	return errors.Join(errs...)
+}
+
+// recordFreed logs, durably, which of the dead segments are in use no more.
+func (st *Store) recordFreed(dead []*seg) ([]*seg, error) {
 	st.flushMu.Lock()
 	defer st.flushMu.Unlock()
 	r := newRequest()
@@ -135,16 +148,14 @@ func (st *Store) freeDead() error {
 		}
 	}
 	if len(free) == 0 {
-		return nil
+		return nil, nil
 	}
-	r.meta = func() {}
 	if err := st.commitDurable(r); err != nil {
-		return err
+		return nil, err
 	}
-	var errs []error
+	st.freedSegments = append(st.freedSegments, free...)
 	for _, g := range free {
-		st.freedSegments = append(st.freedSegments, g)
-		errs = append(errs, st.segments.recycle(g))
+		st.segments.drop(g.num)
 	}
-	return errors.Join(errs...)
+	return free, nil
 }

@@ -53,7 +53,7 @@ func openIndexDB(dir string, log badger.Logger) (*indexDB, error) {
 	}
 	o := badger.DefaultOptions(dir).
 		WithLogger(log).WithSyncWrites(true).WithDetectConflicts(false).
-		WithMemTableSize(48 << 20).WithNumMemtables(2).WithNumLevelZeroTables(2).
+		WithMemTableSize(128 << 20).WithNumMemtables(2).WithNumLevelZeroTables(2).
 		WithBaseTableSize(8 << 20).WithBaseLevelSize(64 << 20).
 		WithCompression(options.None).WithBlockCacheSize(0).WithIndexCacheSize(0).
 		WithNumCompactors(2).WithValueLogFileSize(1 << 20).WithMetricsEnabled(false).

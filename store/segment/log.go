@@ -126,6 +126,7 @@ func (l *hotLog) commit(r *request) error {
 			l.apply(nil, r, 0, 0, full)
 			return full
 		}
+		l.segs.setWant(spareOfCollector + 1)
 		l.supply.Wait()
 	}
 	r.next, r.err = nil, nil

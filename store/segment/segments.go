@@ -98,16 +98,18 @@ type segments struct {
 	// table is replaced, never changed: readers take it without a lock.
 	table atomic.Pointer[map[segNum]*seg]
 
-	mu       sync.Mutex // guards what follows; taken after every other lock
-	supply   sync.Cond
-	spares   []*seg
-	next     segNum
-	capacity int64 // 0: what the disk has
-	full     error // why the last attempt to add a spare failed
-	want     int   // spares to have ready
-	closed   bool
-	done     chan struct{}
-	onSupply func()
+	mu        sync.Mutex // guards what follows; taken after every other lock
+	supply    sync.Cond
+	spares    []*seg
+	next      segNum
+	capacity  int64 // 0: what the disk has
+	full      error // why the last attempt to add a spare failed
+	want      int   // spares to have ready
+	closed    bool
+	done      chan struct{}
+	removals  sync.WaitGroup
+	removeErr error // of a removal; tidy and close report it
+	onSupply  func()
 }
 
 // spareOfCollector is never given to the hot log: at a full disk the collector
@@ -172,7 +174,8 @@ func (s *segments) close() error {
 	if s.done != nil {
 		<-s.done
 	}
-	var errs []error
+	s.removals.Wait()
+	errs := []error{s.removeErr}
 	for _, g := range s.all() {
 		errs = append(errs, g.f.close())
 	}
@@ -257,12 +260,16 @@ func (s *segments) fillSpare(g *seg) error {
 
 var zeroBlock = alignedBuffer(blockSize)
 
+// keepSpares is how many files of freed segments are kept for use while clients
+// write; tidy removes those that are too many at rest. Blocks that were written
+// before take half as long to sync, and removing a file may stall the disk.
+const keepSpares = 4
+
 // recycle makes the file of a freed segment a spare, or removes it if there
-// are enough. Blocks that were written before take half as long to sync.
+// are enough.
 func (s *segments) recycle(g *seg) error {
 	s.mu.Lock()
-	s.change(func(m map[segNum]*seg) { delete(m, g.num) })
-	keep := len(s.spares) < s.want && !s.closed
+	keep := len(s.spares) < max(s.want, keepSpares) && !s.closed
 	n := s.next
 	if keep {
 		s.next++
@@ -270,7 +277,8 @@ func (s *segments) recycle(g *seg) error {
 	s.mu.Unlock()
 	g.waitUnpinned()
 	if !keep {
-		return s.discard(g)
+		s.discard(g)
+		return nil
 	}
 	fresh := s.newSeg(n)
 	fresh.f, fresh.warm = g.f, g.punched.Load() == 0
@@ -286,13 +294,19 @@ func (s *segments) recycle(g *seg) error {
 	return nil
 }
 
-// discard closes and removes a file whose segment is in use no more.
-func (s *segments) discard(g *seg) error {
-	err := errors.Join(g.f.close(), s.d.remove(g.name()), s.d.syncDir())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.retry()
-	return err
+// discard closes and removes a file whose segment is in use no more, in the
+// background: where the file system discards freed blocks at once, removing
+// 256 MiB was seen to take seconds.
+func (s *segments) discard(g *seg) {
+	s.removals.Add(1)
+	go func() {
+		defer s.removals.Done()
+		err := errors.Join(g.f.close(), s.d.remove(g.name()), s.d.syncDir())
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.removeErr = errors.Join(s.removeErr, err)
+		s.retry()
+	}()
 }
 
 // retry lets the supply try again after space was freed.
@@ -343,11 +357,14 @@ func (s *segments) tidy() error {
 		s.spares = s.spares[:s.want]
 	}
 	s.mu.Unlock()
-	var errs []error
 	for _, g := range extra {
-		errs = append(errs, s.discard(g))
+		s.discard(g)
 	}
-	return errors.Join(errs...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.removeErr
+	s.removeErr = nil
+	return err
 }
 
 // usable returns how many spares the hot log may still take.
