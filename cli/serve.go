@@ -45,7 +45,9 @@ func (f nbdFlags) settings() (node.NBD, error) {
 // run runs a node until the program is to stop or the node fails. ready is
 // called when it serves.
 func (a *app) run(dir string, s node.Settings, ready func(ctx context.Context, n *node.Node) error) error {
-	n, err := node.Start(a.ctx, node.Options{Dir: dir, Settings: s, Version: version(), Logger: a.log})
+	p := a.progress()
+	n, err := node.Start(a.ctx, node.Options{Dir: dir, Settings: s, Version: version(), Starting: p.at, Logger: a.log})
+	p.end()
 	if err != nil {
 		return err
 	}

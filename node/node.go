@@ -32,7 +32,9 @@ type Options struct {
 	Settings Settings
 	// Version is of this program, for the API.
 	Version string
-	Logger  *slog.Logger // nil discards
+	// Starting is told, in passing, what is being started; it may be nil.
+	Starting func(part string)
+	Logger   *slog.Logger // nil discards
 }
 
 // Node is a running node.
@@ -41,6 +43,7 @@ type Node struct {
 	settings Settings
 	version  string
 	log      *slog.Logger
+	starting func(part string)
 	process  cluster.Process
 	since    time.Time
 
@@ -71,7 +74,10 @@ type closer struct {
 // Start runs a node; it returns when the node serves. What was started is
 // stopped again if it fails. ErrLocked if another process runs it.
 func Start(ctx context.Context, o Options) (*Node, error) {
-	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, failed: make(chan struct{}), since: time.Now()}
+	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, failed: make(chan struct{}), since: time.Now(), starting: o.Starting}
+	if n.starting == nil {
+		n.starting = func(string) {}
+	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
@@ -167,8 +173,11 @@ func (n *Node) startBoth(ctx context.Context) error {
 	if n.settings.Has(cluster.RoleStorage) {
 		wg.Go(func() { opened, storeErr = n.openStore(ctx) })
 	}
+	n.starting("etcd")
 	err := n.startEtcd(ctx)
+	n.starting("store") // which takes long after a crash, or when its index is rebuilt
 	wg.Wait()
+	n.starting("records")
 	if storeErr == nil && opened != nil {
 		n.store = opened
 		n.started("store", opened.Close)

@@ -55,6 +55,7 @@ func (n *Node) register(ctx context.Context) error {
 func (n *Node) keepAlive(ctx context.Context, p *cluster.Presence) {
 	tick := time.NewTicker(aliveEvery)
 	defer tick.Stop()
+	var idle idleness
 	for {
 		select {
 		case <-ctx.Done():
@@ -64,6 +65,7 @@ func (n *Node) keepAlive(ctx context.Context, p *cluster.Presence) {
 		if err := p.Renew(ctx, n.usage(ctx)); err != nil && ctx.Err() == nil {
 			n.log.Warn("could not say that this node lives", "err", err)
 		}
+		n.releaseWhenIdle(ctx, &idle)
 	}
 }
 
