@@ -123,6 +123,9 @@ func (x *exports) enter(v cluster.VolumeInfo) (e *export, first bool, err error)
 		x.open[v.ID] = e
 		first = true
 	}
+	if !e.ending && e.lost() { // just now: endWhenLost has yet to hear of it
+		x.finish(v.ID, e)
+	}
 	if !e.ending {
 		e.clients++
 		if e.timer != nil {
@@ -130,6 +133,24 @@ func (x *exports) enter(v cluster.VolumeInfo) (e *export, first bool, err error)
 		}
 	}
 	return e, first, nil
+}
+
+// lost reports whether the export is open and its attachment over.
+func (e *export) lost() bool {
+	select {
+	case <-e.ready:
+	default:
+		return false
+	}
+	if e.a == nil {
+		return false
+	}
+	select {
+	case <-e.a.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // attach ends opening.
