@@ -24,6 +24,8 @@ type collector struct {
 	cold     coldLog
 	lastLog  int64 // requests of clients when last looked at
 	restedAt time.Time
+	paced    time.Time // end of the last pause
+	requests int64     // of clients, then
 }
 
 // atRest reports whether clients have written nothing for a while.
@@ -53,22 +55,40 @@ func (st *Store) collect(now time.Time) (more bool, err error) {
 	if victim == nil {
 		return false, nil
 	}
-	start := time.Now()
+	st.collector.paced, st.collector.requests = time.Now(), st.requests()
 	if err := st.evacuate(victim); err != nil {
 		return false, err
-	}
-	if !rest && st.segments.exhausted() == nil {
-		// Half the time is the clients'.
-		st.pause(time.Since(start))
 	}
 	return true, st.freeDead()
 }
 
-func (st *Store) pause(d time.Duration) {
-	select {
-	case <-st.stop:
-	case <-time.After(d):
+// requests counts what clients asked for.
+func (st *Store) requests() int64 {
+	return st.stats.reads.Load() + st.stats.writes.Load() + st.stats.syncs.Load()
+}
+
+// yieldFactor is how many times as long as it worked the collector then leaves
+// the disk to clients, if there are any; it works for paceUnit at a time.
+const (
+	yieldFactor = 3
+	paceUnit    = 2 * time.Millisecond
+)
+
+// pace is called after each small piece of work. Where nobody asks
+// for anything, or space has run out, the collector goes on at once.
+func (st *Store) pace() {
+	c := &st.collector
+	worked, requests := time.Since(c.paced), st.requests()
+	if worked < paceUnit {
+		return
 	}
+	if requests > c.requests+1 && st.segments.exhausted() == nil {
+		select {
+		case <-st.stop:
+		case <-time.After(worked * yieldFactor):
+		}
+	}
+	c.paced, c.requests = time.Now(), st.requests()
 }
 
 func (st *Store) limit(rest bool) float64 {

@@ -55,6 +55,7 @@ func (st *Store) survey(g *seg, punch bool) error {
 		if err := s.batch(&b); err != nil {
 			return err
 		}
+		st.pace()
 	}
 	return nil
 }

@@ -63,6 +63,14 @@ func loadState(dir, bootID string, segmentSize int64) (*stateFile, error) {
 	return s, s.save()
 }
 
+// mustHaveState refuses a directory that has no store.
+func mustHaveState(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, stateName)); err != nil {
+		return fmt.Errorf("%s has no store: %w", dir, err)
+	}
+	return nil
+}
+
 func (s *stateFile) parse(p []byte) error {
 	if err := json.Unmarshal(p, s); err != nil {
 		return fmt.Errorf("%w: %s: %v", store.ErrCorrupt, s.path, err)
