@@ -157,7 +157,7 @@ func TestFio(t *testing.T) {
 			// Blocks may overlap: of two that do, one waits for the other.
 			args := append([]string{"--name=verify", "--ioengine=nbd", "--uri=" + p.uri(), "--rw=randwrite", "--size=128M",
 				"--io_size=" + io, "--iodepth=16", "--serialize_overlap=1", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
-				"--fsync=64", "--minimal"}, blocks...)
+				"--fsync=64", "--verify_state_save=0", "--minimal"}, blocks...)
 			command(t, "fio", args...)
 		})
 	}

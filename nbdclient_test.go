@@ -31,6 +31,7 @@ const (
 	nbdRead  = 0
 	nbdWrite = 1
 	nbdFlush = 3
+	nbdTrim  = 4
 )
 
 // dialNBD opens an export.

@@ -73,7 +73,7 @@ func (c *devCmd) settings(dir string) (node.Settings, error) {
 	case c.Port != nil && *c.Port != 0 && *c.Port != s.Port:
 		return s, badUsage("--port %d: the node in %s was set up with port %d, which can't be changed yet", *c.Port, dir, s.Port)
 	}
-	s.NBD = exported
+	s.NBD, s.Insecure = exported, s.Insecure || c.Insecure
 	return s, nil
 }
 

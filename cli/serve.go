@@ -18,6 +18,7 @@ type nbdFlags struct {
 	TLSCert     string   `name:"tls-cert" type:"path" placeholder:"FILE" help:"Certificate with which NBD is encrypted, in PEM."`
 	TLSKey      string   `name:"tls-key" type:"path" placeholder:"FILE" help:"Its private key, in PEM."`
 	TLSCA       string   `name:"tls-ca" type:"path" placeholder:"FILE" help:"Authority whose certificates NBD clients must show, in PEM."`
+	Insecure    bool     `help:"Allow unencrypted connections on addresses that other machines can reach."`
 	TLSOptional bool     `name:"tls-optional" help:"Offer TLS to NBD clients, but serve those without it too."`
 }
 

@@ -18,7 +18,6 @@ type initCmd struct {
 	DataDir  string     `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
 	Name     string     `placeholder:"NAME" help:"Name of the node; one is made up if it is left out."`
 	Listen   netip.Addr `default:"127.0.0.1" placeholder:"IP" help:"Address that the node's ports are opened on (${default})."`
-	Insecure bool       `help:"Allow unencrypted connections on addresses other machines can reach."`
 	Port     int        `default:"7480" placeholder:"PORT" help:"First of the node's four ports; 0 takes free ones (${default})."`
 	Zone     string     `placeholder:"ZONE" help:"Failure domain: a rack, a room."`
 	Host     string     `placeholder:"HOST" help:"Machine that the node shares with others of the same host; the host name if it is left out."`
@@ -91,7 +90,7 @@ func (c *startCmd) Run(a *app) error {
 		return advise(err, node.ErrNoNode, "found a cluster with \"torus init --data-dir %s\"", c.DataDir)
 	}
 	if len(exported.Listen) > 0 || exported.Cert != "" {
-		s.NBD = exported
+		s.NBD, s.Insecure = exported, s.Insecure || c.Insecure
 	}
 	return a.serve(c.DataDir, s, "started")
 }
