@@ -38,6 +38,7 @@ type grammar struct {
 	Start      startCmd      `cmd:"" help:"Run the node of a data directory again, as it was set up."`
 	Status     statusCmd     `cmd:"" help:"Show how the cluster is: nodes, volumes, space."`
 	Volume     volumeCmds    `cmd:"" help:"Create, list, show, rename and delete volumes."`
+	Store      storeCmds     `cmd:"" help:"Look after the store of a node."`
 	Version    versionCmd    `cmd:"" help:"Print the version of this program."`
 	Completion completionCmd `cmd:"" help:"Print a script that completes commands in a shell."`
 }

@@ -41,7 +41,7 @@ func (p *progress) run() {
 		what := p.what
 		p.mu.Unlock()
 		if what != "" {
-			p.a.note("Still waiting for the %s, %v so far.", what, time.Since(p.begun).Round(time.Second))
+			p.a.note("Still starting %s, %v so far.", what, time.Since(p.begun).Round(time.Second))
 		}
 	}
 }

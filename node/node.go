@@ -175,9 +175,9 @@ func (n *Node) startBoth(ctx context.Context) error {
 	}
 	n.starting("etcd")
 	err := n.startEtcd(ctx)
-	n.starting("store") // which takes long after a crash, or when its index is rebuilt
+	n.starting("the store") // which takes long after a crash, or when its index is rebuilt
 	wg.Wait()
-	n.starting("records")
+	n.starting("the cluster's records")
 	if storeErr == nil && opened != nil {
 		n.store = opened
 		n.started("store", opened.Close)
