@@ -125,6 +125,17 @@ func TestPortInUse(t *testing.T) {
 	if out != want {
 		t.Errorf("it said\n%swant\n%s", out, want)
 	}
+	base, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nothing is written: with another port the directory is as good as new.
+	dir := t.TempDir()
+	out = refused(t, 4, torus(t), "dev", "--data-dir", dir, "--port", strconv.Itoa(base-1), "--nbd", "127.0.0.1:0")
+	if want := fmt.Sprintf("torus: etcd on 127.0.0.1:%d: bind: address already in use", base+2); !strings.HasPrefix(out, want) {
+		t.Errorf("it said\n%swant\n%s", out, want)
+	}
+	startDev(t, dir).stop()
 	out = refused(t, 4, torus(t), "dev", "--port", "0", "--nbd", p.running.NBD[0])
 	want = fmt.Sprintf("torus: NBD on %s: bind: address already in use: choose another address with --nbd\n", p.running.NBD[0])
 	if out != want {

@@ -204,7 +204,7 @@ var mask = []struct {
 	by   string
 }{
 	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "0123456789abcdef"}, // IDs
-	{regexp.MustCompile(`Still starting .*\n`), ""}, // a slow machine
+	{regexp.MustCompile(`Still starting .*\n`), ""},              // a slow machine
 	{regexp.MustCompile(`\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`), "2026-01-02T03:04:05Z"},
 	{regexp.MustCompile(`process \d+`), "process 4242"},
 	{regexp.MustCompile(`in use by another process \(\d+\)`), "in use by another process (4242)"},

@@ -61,10 +61,10 @@ func (c *devCmd) settings(dir string) (node.Settings, error) {
 	if len(exported.Listen) == 0 {
 		exported.Listen = []string{"127.0.0.1:10809"}
 	}
-	s, err := node.Load(dir)
+	s, err := node.Load(dir) // without a node: zero
 	switch {
-	case errors.Is(err, node.ErrNoNode):
-		s = node.New(node.Settings{Name: "dev", Port: node.DefaultPort, Reserve: devReserve, Replicas: 1})
+	case errors.Is(err, node.ErrNoNode) || err == nil && !s.Founded: // or one that did not get far
+		s = node.New(node.Settings{ID: s.ID, Cluster: s.Cluster, Name: "dev", Port: node.DefaultPort, Reserve: devReserve, Replicas: 1})
 		if c.Port != nil {
 			s.Port = *c.Port
 		}

@@ -49,6 +49,10 @@ func (a *app) run(dir string, s node.Settings, ready func(ctx context.Context, n
 	p := a.progress()
 	n, err := node.Start(a.ctx, node.Options{Dir: dir, Settings: s, Version: version(), Starting: p.at, Logger: a.log})
 	p.end()
+	if err != nil && a.ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		a.note("Stopped before it was serving.")
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -100,12 +100,15 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.started("lock", lock.release)
-	if err := n.settle(); err != nil {
+	if err := n.decide(); err != nil {
 		return err
 	}
-	// Listening comes first: a port in use is found before anything is changed,
+	// Listening comes first: a port in use is found before anything is written,
 	// and clients that come early wait instead of being refused.
 	if err := n.listen(); err != nil {
+		return err
+	}
+	if err := n.settings.save(n.dir); err != nil {
 		return err
 	}
 	if err := n.startBoth(ctx); err != nil {
@@ -128,6 +131,9 @@ func (n *Node) listen() (err error) {
 	if n.apiListener, err = n.listenAPI(); err != nil {
 		return err
 	}
+	if err := n.settings.tryEtcdPorts(); err != nil {
+		return err
+	}
 	n.nbdListeners, err = n.listenNBD()
 	return err
 }
@@ -146,9 +152,9 @@ func (n *Node) closeListeners() error {
 	return errors.Join(errs...)
 }
 
-// settle decides on the ports and writes the settings down, before anything
-// depends on them.
-func (n *Node) settle() error {
+// decide makes sure that the directory is this node's, or nobody's, and decides
+// on the ports.
+func (n *Node) decide() error {
 	have, err := Load(n.dir)
 	switch {
 	case errors.Is(err, ErrNoNode):
@@ -158,11 +164,10 @@ func (n *Node) settle() error {
 		return fmt.Errorf("directory %s %w: %s, of cluster %s", n.dir, ErrFounded, have.Name, have.Cluster)
 	}
 	if n.settings.Port == 0 {
-		if n.settings.Port, err = freePorts(n.settings.Listen); err != nil {
-			return err
-		}
+		n.settings.Port, err = freePorts(n.settings.Listen)
+		return err
 	}
-	return n.settings.save(n.dir)
+	return nil
 }
 
 // startBoth starts etcd and the store at the same time, since both read disks.

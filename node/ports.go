@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+
+	"torus/cluster"
 )
 
 // portsPerNode: API, blocks, etcd's clients, etcd's peers.
@@ -44,4 +46,23 @@ func portsFree(host netip.Addr, base int) bool {
 
 func addrPort(host netip.Addr, port int) string {
 	return net.JoinHostPort(host.String(), strconv.Itoa(port))
+}
+
+// tryEtcdPorts finds out early whether etcd, which opens them itself, will
+// find its ports in use.
+func (s Settings) tryEtcdPorts() error {
+	if !s.Has(cluster.RoleEtcd) {
+		return nil
+	}
+	for _, port := range []int{s.Port + 2, s.Port + 3} {
+		addr := addrPort(s.Listen, port)
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return fmt.Errorf("etcd on %s: %w: choose another base port with --port, or any free one with --port 0", addr, cause(err))
+		}
+		if err := l.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

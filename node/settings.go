@@ -70,8 +70,12 @@ var ErrFounded = errors.New("has a node already")
 // it leaves out drawn or filled in.
 func New(given Settings) Settings {
 	s := given
-	s.ID = ring.NodeID(random64())
-	s.Cluster = cluster.ID(fmt.Sprintf("%016x", random64()))
+	if s.ID == 0 {
+		s.ID = ring.NodeID(random64())
+	}
+	if s.Cluster == "" {
+		s.Cluster = cluster.ID(fmt.Sprintf("%016x", random64()))
+	}
 	if s.Name == "" {
 		s.Name = fmt.Sprintf("node-%04x", uint16(s.ID))
 	}
