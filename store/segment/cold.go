@@ -57,7 +57,7 @@ func (c *coldLog) add(st *Store, m move) error {
 	}
 	m.rec = last
 	c.moves = append(c.moves, m)
-	if c.n == coldPages || c.header > batchRecords {
+	if c.n >= min(coldPages, st.segments.blocks/2) || c.header > min(batchRecords, st.segments.blocks/4*blockSize) {
 		return c.write(st)
 	}
 	return nil
@@ -92,11 +92,11 @@ func (c *coldLog) write(st *Store) error {
 		return err
 	}
 	st.stats.collected.Add(int64(h.blocks()) * blockSize)
-	c.seg.used.Store(c.off + h.blocks())
 	if err := c.seg.f.datasync(); err != nil {
 		st.fail(err)
 		return err
 	}
+	c.seg.used.Store(c.off + h.blocks()) // a snapshot says that these are there
 	first := c.off + h.headerBlocks()
 	for i := range c.recs {
 		c.seg.note(c.recs[i].layer, c.recs[i].pos)
@@ -118,6 +118,12 @@ func (c *coldLog) reset() {
 	c.recs, c.moves, c.header, c.n = c.recs[:0], c.moves[:0], 0, 0
 }
 
+// extent is the record that says how much of the open cold segment is durable,
+// so that a rebuild notices if some of it is lost.
+func (c *coldLog) extent() record {
+	return record{kind: recSegment, layer: store.LayerID(c.seg.num), page: uint64(c.seg.used.Load()), flags: uint8(cold)}
+}
+
 // room opens a cold segment if the present one has less than n blocks left. The
 // log says that it is in use before the index points there, so that a rebuild
 // misses it if it is lost.
@@ -125,18 +131,20 @@ func (c *coldLog) room(st *Store, n uint32) error {
 	if c.seg != nil && st.segments.blocks-c.off >= n {
 		return nil
 	}
-	if c.seg != nil {
-		c.seg.sealed.Store(true)
-		c.seg = nil
-	}
 	g, err := st.segments.take(cold, 0, 0)
 	if err != nil {
 		return err
 	}
 	r := newRequest()
 	r.essential = true
-	r.add(record{kind: recSegment, layer: store.LayerID(g.num)})
+	if c.seg != nil {
+		r.add(c.extent())
+		c.seg.sealed.Store(true)
+		c.seg = nil
+	}
+	r.add(record{kind: recSegment, layer: store.LayerID(g.num), page: 1, flags: uint8(cold)})
 	if err := st.commitDurable(r); err != nil {
+		g.sealed.Store(true) // nothing is in it: it is freed
 		return err
 	}
 	c.seg, c.off, c.chain = g, 1, 0

@@ -170,12 +170,19 @@ func (st *Store) recordFreed(dead []*seg) ([]*seg, error) {
 	if len(free) == 0 {
 		return nil, nil
 	}
+	if st.collector.cold.seg != nil {
+		r.add(st.collector.cold.extent()) // where what was copied out of them is now
+	}
+	r.meta = func() {
+		// In log order: the snapshot of a segment that is opened behind the record
+		// must not name them any more.
+		for _, g := range free {
+			st.segments.drop(g.num)
+		}
+	}
 	if err := st.commitDurable(r); err != nil {
 		return nil, err
 	}
 	st.freedSegments = append(st.freedSegments, free...)
-	for _, g := range free {
-		st.segments.drop(g.num)
-	}
 	return free, nil
 }

@@ -33,7 +33,7 @@ type survey struct {
 	w     *walk
 	punch bool
 	dead  deadRun
-	flush bool // the index was flushed since the survey began
+	runs  []deadRun // to be given back
 }
 
 // A deadRun is pages in a row that nothing points to.
@@ -57,7 +57,7 @@ func (st *Store) survey(g *seg, punch bool) error {
 		}
 		st.pace()
 	}
-	return nil
+	return s.giveBack()
 }
 
 func (s *survey) batch(b *walked) error {
@@ -76,7 +76,8 @@ func (s *survey) batch(b *walked) error {
 			}
 		}
 	}
-	return s.endRun()
+	s.endRun()
+	return nil
 }
 
 // record goes through the pages of rec bucket by bucket. block is that of its
@@ -97,7 +98,7 @@ func (s *survey) record(rec *record, block uint32) error {
 		case !s.punch:
 			err = s.copy(c, rec, page, n, at, live)
 		case rec.kind == recData:
-			err = s.extendRun(live, n, at)
+			s.extendRun(live, n, at)
 		}
 		if err != nil {
 			return err
@@ -139,39 +140,41 @@ func (s *survey) live(rec *record, page int64, n, block uint32) (uint16, *chunk,
 }
 
 // extendRun extends or ends the run of dead pages.
-func (s *survey) extendRun(live uint16, n, block uint32) error {
+func (s *survey) extendRun(live uint16, n, block uint32) {
 	for i := range n {
 		if live&(1<<i) == 0 && s.dead.n > 0 && s.dead.from+s.dead.n == block+i {
 			s.dead.n++
 			continue
 		}
-		if err := s.endRun(); err != nil {
-			return err
-		}
+		s.endRun()
 		if live&(1<<i) == 0 {
 			s.dead = deadRun{block + i, 1}
 		}
 	}
-	return nil
 }
 
-// endRun gives the run back to the file system, once the index that does not
-// point to it is durable. A reader that found a page there before looks again
-// when it doesn't read what it expected.
-func (s *survey) endRun() error {
-	run := s.dead
+func (s *survey) endRun() {
+	if s.dead.n >= punchRun {
+		s.runs = append(s.runs, s.dead)
+	}
 	s.dead = deadRun{}
-	if run.n < punchRun {
+}
+
+// giveBack gives the runs back to the file system, once the index that does not
+// point to them is durable: all of them were dead before that flush, since a
+// page that dies during it may be what a power cut comes back to. A reader that
+// found a page there before looks again when it doesn't read what it expected.
+func (s *survey) giveBack() error {
+	if len(s.runs) == 0 {
 		return nil
 	}
-	if !s.flush {
-		if err := s.st.flush(); err != nil {
+	if err := s.st.flush(); err != nil || s.st.doubt.Load() != nil {
+		return err
+	}
+	for _, run := range s.runs {
+		if err := s.g.f.punch(int64(run.from)*blockSize, int64(run.n)*blockSize); err != nil {
 			return err
 		}
-		s.flush = true
-	}
-	if err := s.g.f.punch(int64(run.from)*blockSize, int64(run.n)*blockSize); err != nil {
-		return err
 	}
 	return s.g.measure()
 }

@@ -47,13 +47,13 @@ type indexDB struct {
 }
 
 // openIndexDB opens Badger, set to need little memory for an index (FACTS).
-func openIndexDB(dir string, log badger.Logger) (*indexDB, error) {
+func openIndexDB(dir string, memtable int64, log badger.Logger) (*indexDB, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	o := badger.DefaultOptions(dir).
 		WithLogger(log).WithSyncWrites(true).WithDetectConflicts(false).
-		WithMemTableSize(128 << 20).WithNumMemtables(2).WithNumLevelZeroTables(2).
+		WithMemTableSize(memtable).WithNumMemtables(2).WithNumLevelZeroTables(2).
 		WithBaseTableSize(8 << 20).WithBaseLevelSize(64 << 20).
 		WithCompression(options.None).WithBlockCacheSize(0).WithIndexCacheSize(0).
 		WithNumCompactors(2).WithValueLogFileSize(1 << 20).WithMetricsEnabled(false).

@@ -34,6 +34,9 @@ func (o *Options) fill() error {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = defaultCacheBytes
 	}
+	if o.memtable == 0 {
+		o.memtable = defaultMemtable
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

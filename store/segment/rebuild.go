@@ -17,7 +17,7 @@ func le64(p []byte) uint64 { return binary.LittleEndian.Uint64(p) }
 // are in use, the log behind it what came since, and all of them what the pages
 // are. It returns with the tail applied.
 func (st *Store) fromSegments(f *scanned) (*logTail, error) {
-	st.forgetAll()
+	st.forgetAll(f)
 	if err := st.freshIndex(); err != nil {
 		return nil, err
 	}
@@ -56,8 +56,12 @@ func (st *Store) fromSegments(f *scanned) (*logTail, error) {
 }
 
 // forgetAll empties what an attempt to load the index has entered.
-func (st *Store) forgetAll() {
+func (st *Store) forgetAll(f *scanned) {
 	st.tables = newTables()
+	for _, g := range f.segs {
+		g.uncount()
+		g.used.Store(1)
+	}
 	st.segments.clear()
 	st.persisted, st.tableSums, st.freedSegments = meta{}, nil, nil
 	st.sweeps = sweepQueue{}
@@ -126,8 +130,9 @@ func (st *Store) enterFacts(t *logTail, used map[segNum]uint32) error {
 		for j := range b.recs {
 			switch r := &b.recs[j]; r.kind {
 			case recSegment:
-				used[segNum(r.layer)] = 0
+				used[segNum(r.layer)] = max(used[segNum(r.layer)], uint32(r.page))
 			case recFreed:
+				st.segments.reserve(segNum(r.layer))
 				delete(used, segNum(r.layer))
 			case recWide:
 				st.replayWide(r)
@@ -244,13 +249,18 @@ func (st *Store) rebuildServing() error {
 	return nil
 }
 
+// uncount forgets what the index counted in the segment.
+func (g *seg) uncount() {
+	g.live.Store(0)
+	g.tombs.Store(0)
+	g.flushed, g.sum = segCounts{}, 0
+}
+
 // clearIndexed takes out of memory what the index says, counts included.
 func (st *Store) clearIndexed() {
 	st.persisted, st.tableSums, st.freedSegments = meta{}, nil, nil
 	for _, g := range st.segments.all() {
-		g.live.Store(0)
-		g.tombs.Store(0)
-		g.flushed, g.sum = segCounts{}, 0
+		g.uncount()
 	}
 	for _, l := range st.tables.allLayers() {
 		l.mu.Lock()

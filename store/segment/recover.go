@@ -62,7 +62,7 @@ func (st *Store) scan() (*scanned, error) {
 			continue
 		}
 		g := st.segments.newSeg(n)
-		st.segments.next = max(st.segments.next, n+1)
+		st.segments.reserve(n)
 		if g.f, err = st.disk.open(name); err != nil {
 			return nil, err
 		}
@@ -127,7 +127,7 @@ func (st *Store) use(f *scanned, n segNum) (*seg, error) {
 }
 
 func (st *Store) openIndex() error {
-	db, err := openIndexDB(filepath.Join(st.options.Dir, indexDir), badgerLog{st.logger})
+	db, err := openIndexDB(filepath.Join(st.options.Dir, indexDir), st.options.memtable, badgerLog{st.logger})
 	if err != nil {
 		return err
 	}
@@ -160,12 +160,19 @@ func (st *Store) fromIndex(f *scanned) (*logTail, error) {
 	if err := st.loadChunks(m); err != nil {
 		return nil, err
 	}
+	if f.segs[m.segment] == nil {
+		return nil, fmt.Errorf("%w: its position is in segment %v, which is gone", errDoubt, m.segment)
+	}
 	g, err := st.use(f, m.segment)
 	if err != nil {
 		return nil, err
 	}
 	t, err := st.readTail(f, g, m.logPoint)
-	if err != nil {
+	if errors.Is(err, store.ErrCorrupt) {
+		// An index that is older than it should be needs segments that were freed:
+		// whether the log has lost something, it says itself.
+		return nil, fmt.Errorf("%w: %v", errDoubt, err)
+	} else if err != nil {
 		return nil, err
 	}
 	return t, st.freedInTail(f, t)
@@ -173,28 +180,49 @@ func (st *Store) fromIndex(f *scanned) (*logTail, error) {
 
 // freedInTail takes out the segments that were freed since the index was
 // written: their files may be gone already. Any other that is gone is a loss.
+// A cold segment that was begun since is in use, though the index has nothing
+// in it: the log names it, and a rebuild would look for it.
 func (st *Store) freedInTail(f *scanned, t *logTail) error {
 	for i := range t.batches {
 		for _, r := range t.batches[i].recs {
-			if r.kind != recFreed {
-				continue
-			}
 			n := segNum(r.layer)
-			g := st.segments.get(n)
-			if g != nil {
-				st.segments.drop(n)
-			} else if g = f.missing[n]; g != nil {
-				delete(f.missing, n)
-			} else {
-				continue
+			switch r.kind {
+			case recSegment:
+				if f.segs[n] != nil {
+					if _, err := st.use(f, n); err != nil {
+						return err
+					}
+				}
+			case recFreed:
+				if err := st.freedBefore(f, n); err != nil {
+					return err
+				}
 			}
-			st.freedSegments = append(st.freedSegments, g)
 		}
 	}
 	for n := range f.missing {
 		_, err := st.use(f, n)
 		return err
 	}
+	return nil
+}
+
+// freedBefore takes out a segment that the log says was freed. The index that
+// has nothing in it was durable before that record was written.
+func (st *Store) freedBefore(f *scanned, n segNum) error {
+	st.segments.reserve(n)
+	g := st.segments.get(n)
+	if g != nil {
+		st.segments.drop(n)
+	} else if g = f.missing[n]; g != nil {
+		delete(f.missing, n)
+	} else {
+		return nil
+	}
+	if g.flushed.live != 0 || g.flushed.tombs != 0 {
+		return fmt.Errorf("%w: it has pages in segment %v, which was freed: it is older than it was", errDoubt, n)
+	}
+	st.freedSegments = append(st.freedSegments, g)
 	return nil
 }
 
@@ -227,10 +255,11 @@ func (st *Store) loadSegments(f *scanned, m meta) error {
 			return fmt.Errorf("%w: malformed record of a segment", errDoubt)
 		}
 		n := segNum(be32(k))
+		st.segments.reserve(n)
 		if f.segs[n] == nil {
 			f.missing[n] = st.segments.newSeg(n)
 			f.missing[n].sum = sum
-			return nil
+			return f.missing[n].decodeCounts(v)
 		}
 		g, err := st.use(f, n)
 		if err != nil {

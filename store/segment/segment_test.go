@@ -16,7 +16,7 @@ type machine struct {
 }
 
 func newMachine(t *testing.T) *machine {
-	m := &machine{options: Options{Dir: t.TempDir(), Reserve: 4 << 20, SegmentSize: 64 << 20, CacheBytes: 1 << 20}}
+	m := &machine{options: Options{Dir: t.TempDir(), Reserve: 4 << 20, SegmentSize: 64 << 20, CacheBytes: 1 << 20, memtable: 16 << 20}}
 	t.Cleanup(func() {
 		if m.st != nil {
 			m.st.kill()

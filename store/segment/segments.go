@@ -138,6 +138,10 @@ func (s *segments) enter(g *seg) {
 	s.change(func(m map[segNum]*seg) { m[g.num] = g })
 }
 
+// reserve keeps n from being given to another segment: what the index and the
+// log say of it means the one that had it.
+func (s *segments) reserve(n segNum) { s.next = max(s.next, n+1) }
+
 func (s *segments) change(f func(map[segNum]*seg)) {
 	old := *s.table.Load()
 	m := make(map[segNum]*seg, len(old)+1)
@@ -415,15 +419,19 @@ func (s *segments) take(st stream, sequence uint64, firstPos position) (*seg, er
 	s.spares = s.spares[1:]
 	s.supply.Broadcast()
 	s.mu.Unlock()
-	if err := s.open(g, st, sequence, firstPos); err != nil {
+	err := s.open(g, st, sequence, firstPos)
+	if err == nil && st == cold {
+		err = g.f.datasync() // the log is about to name it
+	}
+	if err != nil {
 		return nil, errors.Join(err, g.f.close())
 	}
 	s.enter(g)
 	return g, nil
 }
 
-// open writes the header. It becomes durable with the first sync of the
-// segment; until then a crash leaves a spare.
+// open writes the header. That of a hot segment becomes durable with the first
+// sync of the segment; until then a crash leaves a spare.
 func (s *segments) open(g *seg, st stream, sequence uint64, firstPos position) error {
 	var b [8]byte
 	rand.Read(b[:])

@@ -47,10 +47,12 @@ type Options struct {
 	// Logger may be nil.
 	Logger *slog.Logger
 
-	// For the tests: the disk to use, what the boot ID is, no background work.
-	disk   disk
-	bootID string
-	manual bool
+	// For the tests: the disk to use, what the boot ID is, no background work,
+	// the size of Badger's memtable, which every open clears.
+	disk     disk
+	bootID   string
+	manual   bool
+	memtable int64
 }
 
 const (
@@ -58,6 +60,7 @@ const (
 	DefaultReserve     = 1 << 30
 	defaultSegmentSize = 256 << 20
 	defaultCacheBytes  = 64 << 20
+	defaultMemtable    = 128 << 20 // a flush of mostDirty buckets fits into 15 % of it
 )
 
 // Store keeps pages in a directory. Open makes it.

@@ -70,7 +70,16 @@ func (st *Store) readTail(f *scanned, g *seg, point logPoint) (*logTail, error) 
 	if err != nil {
 		return nil, err
 	}
-	return t, t.cut(max(synced, behind))
+	if err := t.cut(max(synced, behind)); err != nil {
+		return nil, err
+	}
+	if end, n, err := st.beyond(f); err != nil {
+		return nil, err
+	} else if end > t.end.applied {
+		return nil, fmt.Errorf("%w: segment %v has lost its header: position %d was synced, the log ends at %d",
+			store.ErrCorrupt, n, end, t.end.applied)
+	}
+	return t, nil
 }
 
 // cut ends the tail before the first batch that is not whole. Nothing up to
@@ -113,7 +122,38 @@ func (st *Store) nextHot(f *scanned, g *seg) (*seg, error) {
 		}
 		return h, err
 	}
+	if n := len(f.hot); n > 0 && f.hot[n-1].sequence > g.sequence {
+		return nil, fmt.Errorf("%w: segment %v of the log is followed by %v, some between are missing",
+			store.ErrCorrupt, g.num, f.hot[n-1].num)
+	}
 	return nil, nil
+}
+
+// beyond returns the highest position that a file without a header names as
+// synced, among those that are in no use: more than the log has, and it was a
+// segment of the log that lost its header.
+func (st *Store) beyond(f *scanned) (position, segNum, error) {
+	var highest position
+	var num segNum
+	for _, g := range f.spares {
+		w := newWalk(g, st.segments.blocks, 1, 0)
+		p, err := w.read(1, 1)
+		if err != nil {
+			continue // not a whole file: it was never in use
+		}
+		headless := st.segments.newSeg(g.num)
+		headless.f, headless.nonce = g.f, le64(p[8:])
+		for w.g = headless; err == nil; {
+			var b walked
+			if b, err = w.next(); err == nil && b.synced > highest {
+				highest, num = b.synced, g.num
+			}
+		}
+		if !errors.Is(err, errBlank) && !errors.Is(err, store.ErrCorrupt) {
+			return 0, 0, err
+		}
+	}
+	return highest, num, nil
 }
 
 // enterHot takes the next hot segment into use, and returns a walk that stands
