@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ func TestKill(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
-	dir := t.TempDir()
+	dir := keepFailed(t)
 	m := &crashModel{rng: rng, may: make([][]uint64, crashPages)}
 	for i := range m.may {
 		m.may[i] = []uint64{0}
@@ -34,7 +35,7 @@ func TestKill(t *testing.T) {
 	var took []time.Duration
 	begun, round := time.Now(), 0
 	for ; round < rounds && time.Since(begun) < budget; round++ {
-		p := startDev(t, dir, "--size", "64MiB")
+		p := startDev(t, dir, "--size", "64MiB", "--log-level", "warn")
 		took = append(took, p.took)
 		m.check(t, p)
 		m.writeAndKill(t, p)
@@ -51,6 +52,19 @@ func TestKill(t *testing.T) {
 	if m.acknowledged < round*10 {
 		t.Errorf("only %d writes were acknowledged in %d rounds", m.acknowledged, round)
 	}
+}
+
+// keepFailed returns a directory that is removed at the end, unless the test has
+// failed and TORUS_KEEP_FAILED names a directory to move it to.
+func keepFailed(t *testing.T) string {
+	dir, keep := t.TempDir(), os.Getenv("TORUS_KEEP_FAILED")
+	t.Cleanup(func() {
+		if t.Failed() && keep != "" {
+			t.Logf("the data is kept in %s", keep)
+			command(t, "cp", "-a", "--sparse=always", dir, keep)
+		}
+	})
+	return dir
 }
 
 // crashModel is what each page may hold: the number of the last acknowledged

@@ -76,8 +76,8 @@ func startNode(t testing.TB, args ...string) *process {
 	}()
 	t.Cleanup(func() {
 		p.kill()
-		if t.Failed() {
-			t.Logf("the log of torus %q:\n%s", args, p.log)
+		if log := p.log.String(); t.Failed() && log != "" {
+			t.Logf("the log of torus %q:\n%s", args, log)
 		}
 	})
 	select {
