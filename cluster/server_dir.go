@@ -12,7 +12,8 @@ import (
 // dirRecord is the file torus.json in a member's directory: whose it is. It is
 // written before etcd is first started there, and again, with Founded, when that
 // start has succeeded: a directory that was founded and has no data is one that
-// has lost it, and must not quietly become an empty cluster.
+// has lost it, and must not quietly become an empty cluster. Until then nobody
+// could write a record, so what a killed first start left is dead (I8).
 type dirRecord struct {
 	Format  int    `json:"format"`
 	Cluster ID     `json:"cluster"`
@@ -41,13 +42,24 @@ func claimDir(o ServerOptions) error {
 		return fmt.Errorf("directory %s belongs to %w: %s, not %s", o.Dir, ErrOtherCluster, r.Cluster, o.Cluster)
 	case r.Node != o.Node.String():
 		return fmt.Errorf("%w: directory %s belongs to node %s, not %v", ErrInvalid, o.Dir, r.Node, o.Node)
+	case !r.Founded:
+		return foundAnew(o)
 	case r.Peer != o.addr(o.PeerPort):
 		return fmt.Errorf("%w: directory %s was founded with the peer address %s, which can't become %s yet",
 			ErrInvalid, o.Dir, r.Peer, o.addr(o.PeerPort))
-	case r.Founded && !exists(filepath.Join(memberDir(o.Dir), "wal")):
+	case !exists(filepath.Join(memberDir(o.Dir), "wal")):
 		return fmt.Errorf("directory %s: %w: the records of cluster %s were here and are gone", o.Dir, ErrCorrupt, r.Cluster)
 	}
 	return nil
+}
+
+// foundAnew clears away what a first start that did not succeed has left: half
+// written data, under ports that may have been the reason.
+func foundAnew(o ServerOptions) error {
+	if err := os.RemoveAll(memberDir(o.Dir)); err != nil {
+		return err
+	}
+	return writeDirRecord(filepath.Join(o.Dir, "torus.json"), o.dirRecord())
 }
 
 // markFounded records that etcd's data is there from now on.

@@ -116,16 +116,19 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 }
 
 // harmless reports whether a warning is of what was chosen on purpose (one port
-// for all clients, no passwords), or of what etcd tries again by itself: just after
-// founding it may look for its storage version before it has written it.
+// for all clients, no passwords), or of what etcd settles by itself while it starts:
+// it looks for its storage version before it has written it, and waits with its
+// election for its own membership.
 func harmless(message string, fields map[string]any) bool {
 	switch message {
 	case "simple token is not cryptographically signed",
-		"Running http and grpc server on single port. This is not recommended for production.":
+		"Running http and grpc server on single port. This is not recommended for production.",
+		"Failed to detect storage schema version. Please wait till wal snapshot before upgrading cluster.":
 		return true
 	}
 	text, _ := fields["error"].(string)
-	return strings.HasSuffix(text, "missing term information")
+	return strings.HasSuffix(text, "missing term information") ||
+		strings.HasSuffix(message, "since there are still pending configuration changes to apply")
 }
 
 // Sync implements zapcore.Core.

@@ -234,6 +234,51 @@ func TestServerRefusesDirectories(t *testing.T) {
 	refused(ErrCorrupt, "etcd: directory "+o.Dir+": corrupt record: the records of cluster 00000000000000c1 were here and are gone", same)
 }
 
+// A first start that was killed counts for nothing: the next one founds again,
+// on other ports if it is told so, whatever etcd's data had come to.
+func TestServerFoundsAgain(t *testing.T) {
+	o := testServerOptions(t)
+	s := startServer(t, o)
+	mustCommit(t, s.KV(), put("k", "x"))
+	s.Close()
+	killed := o.dirRecord()
+	if err := writeDirRecord(filepath.Join(o.Dir, "torus.json"), killed); err != nil {
+		t.Fatal(err)
+	}
+	wal, err := filepath.Glob(filepath.Join(memberDir(o.Dir), "wal", "*.wal"))
+	if err != nil || len(wal) == 0 {
+		t.Fatalf("%v, %v", wal, err)
+	}
+	if err := os.Truncate(wal[0], 7); err != nil {
+		t.Fatal(err)
+	}
+	o.ClientPort, o.PeerPort = freePorts(t)
+	s = startServer(t, o)
+	pairs, _, err := s.KV().Range(t.Context(), "k", 0)
+	if err != nil || len(pairs) != 0 {
+		t.Errorf("records of before: %v, %v", pairs, err)
+	}
+	r, err := readDirRecord(filepath.Join(o.Dir, "torus.json"))
+	if want := o.dirRecord(); err != nil || !r.Founded || r.Peer != want.Peer || r.Peer == killed.Peer {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// What etcd warns of while it starts, and settles by itself, is no warning.
+func TestServerLogHarmless(t *testing.T) {
+	var out lockedBuffer
+	log := newServerLog(slog.New(slog.NewTextHandler(&out, nil)), func() {}).zap()
+	log.Warn("00000000000000a1 cannot campaign at term 1 since there are still pending configuration changes to apply")
+	log.Warn("Failed to detect storage schema version. Please wait till wal snapshot before upgrading cluster.")
+	if out.String() != "" {
+		t.Errorf("logged: %s", out.String())
+	}
+	log.Warn("apply request took too long")
+	if !strings.Contains(out.String(), `level=WARN msg="apply request took too long"`) {
+		t.Errorf("logged: %s", out.String())
+	}
+}
+
 // The directory as a kill -9 leaves it, copied under a running member: what was
 // committed is there.
 func TestServerAfterKill(t *testing.T) {
