@@ -277,7 +277,11 @@ const crashSteps = 120
 // run lets the script crash, and checks the store twice: as the crash left it,
 // and after it was killed again with its index lost.
 func (c crashCase) run(t *testing.T) (ops int) {
-	t.Helper()
+	t.Run(c.String(), func(t *testing.T) { ops = c.crash(t) })
+	return ops
+}
+
+func (c crashCase) crash(t *testing.T) (ops int) {
 	m, h := newCrashMachine(t, c.seed<<20+uint64(c.crashAt)), newHistory()
 	m.disk.restart(c.crashAt)
 	crashScript(m, h, c.seed, crashSteps)
@@ -294,17 +298,17 @@ func (c crashCase) run(t *testing.T) (ops int) {
 		m.end(life.how)
 		m.spoilIndex(life.index)
 		if err := m.open(); err != nil {
-			t.Fatalf("%v; life %d: %v", c, i, err)
+			t.Fatalf("life %d: %v", i, err)
 		}
 		if err := h.check(context.Background(), m.st, life.how); err != nil {
-			t.Fatalf("%v; life %d: %v", c, i, err)
+			t.Fatalf("life %d: %v", i, err)
 		}
 		now := m.st.currentIncarnation()
 		if was != 0 && (was == now) != (life.how == killed) {
-			t.Fatalf("%v; life %d: incarnation %v, was %v", c, i, now, was)
+			t.Fatalf("life %d: incarnation %v, was %v", i, now, was)
 		}
 		if h.identity != 0 && h.identity != m.st.state.Identity {
-			t.Fatalf("%v; life %d: identity %v, was %v", c, i, m.st.state.Identity, h.identity)
+			t.Fatalf("life %d: identity %v, was %v", i, m.st.state.Identity, h.identity)
 		}
 		s := &scribe{t: t, ctx: context.Background(), h: h, st: m.st}
 		s.attach(h.epoch)
@@ -314,30 +318,29 @@ func (c crashCase) run(t *testing.T) (ops int) {
 		}
 		s.work()
 		if s.err != nil {
-			t.Fatalf("%v; life %d: working after it: %v", c, i, s.err)
+			t.Fatalf("life %d: working after it: %v", i, s.err)
 		}
 	}
 	return ops
 }
 
+// Every operation of the disk may be the last one, and may be half done.
 func TestCrashAtEveryOperation(t *testing.T) {
-	seed := uint64(1)
-	ops := crashCase{seed: seed}.run(t)
-	t.Logf("the script has about %d operations", ops)
 	rng := rand.New(rand.NewPCG(rand.Uint64(), 0))
-	start := time.Now()
-	n := 0
-	for _, k := range rng.Perm(ops + 1) {
-		for how := range powerCut + 1 {
-			for index := range indexOlder + 1 {
-				if !longTests && rng.IntN(6) != 0 {
-					continue
+	start, n := time.Now(), 0
+	for seed := uint64(1); seed <= 20; seed++ {
+		ops := crashCase{seed: seed}.run(t)
+		for _, k := range rng.Perm(ops) {
+			for how := range powerCut + 1 {
+				for index := range indexOlder + 1 {
+					if longTests || rng.IntN(300) == 0 {
+						crashCase{seed, k + 1, how, index}.run(t)
+						n++
+					}
 				}
-				crashCase{seed, k + 1, how, index}.run(t)
-				n++
 			}
 		}
-		if !longTests && time.Since(start) > 15*time.Second {
+		if longTests && time.Since(start) > 3*time.Minute {
 			break
 		}
 	}

@@ -23,16 +23,26 @@ const (
 	flushEvery = 5 * time.Second
 )
 
-// waitRoom blocks while too much waits to be flushed.
-func (ix *index) waitRoom() {
+// waitRoom blocks while too much waits to be flushed. Nothing is flushed any
+// more once the store has failed, and not before requests have left it where
+// the index has to be rebuilt.
+func (st *Store) waitRoom() {
+	ix := st.index
 	if ix.dirtyCount.Load() < mostDirty {
 		return
 	}
 	ix.roomMu.Lock()
 	defer ix.roomMu.Unlock()
-	for ix.dirtyCount.Load() >= mostDirty {
+	for ix.dirtyCount.Load() >= mostDirty && st.failure.Load() == nil && st.doubt.Load() == nil {
 		ix.room.Wait()
 	}
+}
+
+// wakeWaiters lets those in waitRoom look again.
+func (ix *index) wakeWaiters() {
+	ix.roomMu.Lock()
+	defer ix.roomMu.Unlock()
+	ix.room.Broadcast()
 }
 
 // A frozen flush is the index as it was between two batches of the log.
@@ -313,9 +323,7 @@ func (ix *index) thaw(buckets []*bucket, gens []uint8) {
 		s.mu.Unlock()
 	}
 	ix.dirtyCount.Add(-int64(len(buckets)))
-	ix.roomMu.Lock()
-	ix.room.Broadcast()
-	ix.roomMu.Unlock()
+	ix.wakeWaiters()
 }
 
 // recordMarks logs the watermarks that were told since the last time.

@@ -84,6 +84,7 @@ type hotLog struct {
 	nextPos    position
 	sequence   uint64
 	written    uint64 // batches
+	broken     error  // of a write: nothing is written behind it
 	supply     sync.Cond
 	zeroing    zeroWindow
 
@@ -184,6 +185,11 @@ func (l *hotLog) lead(r *request) {
 	l.mu.Lock()
 	turn := l.written
 	l.written++
+	if err != nil && batch.started && l.broken == nil {
+		// What comes behind would be lost at the next start, or worse: named as
+		// synced behind a gap.
+		l.broken = fmt.Errorf("%w: %v", store.ErrFailed, err)
+	}
 	if l.head != nil {
 		l.head.ready <- true
 	} else {
@@ -207,6 +213,22 @@ func (l *hotLog) lead(r *request) {
 		}
 		q = next
 	}
+}
+
+// breakOff ends the log after a failure of the disk: nothing is written or
+// synced any more, so that nothing is answered as durable behind a gap (N2).
+func (l *hotLog) breakOff(err error) {
+	err = fmt.Errorf("%w: %v", store.ErrFailed, err)
+	l.mu.Lock()
+	if l.broken == nil {
+		l.broken = err
+	}
+	l.mu.Unlock()
+	l.syncMu.Lock()
+	if l.syncErr == nil {
+		l.syncErr = err
+	}
+	l.syncMu.Unlock()
 }
 
 func (l *hotLog) applyBatch(b *batch, turn uint64, err error) {
@@ -258,8 +280,12 @@ type batch struct {
 // begin takes requests from the queue and gives them place and positions.
 func (l *hotLog) begin() (b batch, last *request, err error) {
 	first := l.head
-	if l.segs.blocks-l.off < first.blocks() {
-		if err := l.rotate(); err != nil {
+	if l.broken != nil || l.segs.blocks-l.off < first.blocks() {
+		err := l.broken
+		if err == nil {
+			err = l.rotate()
+		}
+		if err != nil {
 			// Only this request fails; the others may be smaller.
 			l.head = first.next
 			if l.head == nil {
