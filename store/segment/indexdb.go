@@ -51,13 +51,16 @@ func openIndexDB(dir string, memtable int64, log badger.Logger) (*indexDB, error
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	if err := verifyTables(dir); err != nil {
+		return nil, err
+	}
 	o := badger.DefaultOptions(dir).
 		WithLogger(log).WithSyncWrites(true).WithDetectConflicts(false).
 		WithMemTableSize(memtable).WithNumMemtables(2).WithNumLevelZeroTables(2).
 		WithBaseTableSize(8 << 20).WithBaseLevelSize(64 << 20).
 		WithCompression(options.None).WithBlockCacheSize(0).WithIndexCacheSize(0).
 		WithNumCompactors(2).WithValueLogFileSize(1 << 20).WithMetricsEnabled(false).
-		WithChecksumVerificationMode(options.OnTableRead)
+		WithChecksumVerificationMode(options.NoVerification) // verifyTables did
 	db, err := badger.Open(o)
 	if err != nil && emptyMemtable(dir) {
 		// A kill during rotation can leave an empty memtable, with which one

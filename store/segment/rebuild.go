@@ -108,15 +108,24 @@ func (st *Store) findBase(f *scanned) (*seg, *walk, map[segNum]uint32, error) {
 			return nil, nil, nil, fmt.Errorf("%w: segment %v has no snapshot", store.ErrCorrupt, g.num)
 		}
 	}
+	return nil, nil, nil, st.neverUsed(f)
+}
+
+// neverUsed refuses what has no log but signs of one.
+func (st *Store) neverUsed(f *scanned) error {
 	for n, err := range f.bad {
-		return nil, nil, nil, fmt.Errorf("%w: no segment of the log can be read; segment %v: %v", store.ErrCorrupt, n, err)
+		return fmt.Errorf("%w: no segment of the log can be read; segment %v: %v", store.ErrCorrupt, n, err)
 	}
-	for n := range f.segs {
-		if f.segs[n].stream == cold || f.segs[n].sequence > 1 {
-			return nil, nil, nil, fmt.Errorf("%w: the log is gone, but there is segment %v", store.ErrCorrupt, n)
+	for n, g := range f.segs {
+		if g.stream == cold || g.sequence > 1 {
+			return fmt.Errorf("%w: the log is gone, but there is segment %v", store.ErrCorrupt, n)
 		}
 	}
-	return nil, nil, nil, nil
+	end, n, err := st.beyond(f)
+	if err == nil && end > 0 {
+		err = fmt.Errorf("%w: the log is gone, but segment %v names position %d as synced", store.ErrCorrupt, n, end)
+	}
+	return err
 }
 
 // enterFacts enters the tables' records of the tail, and which segments came

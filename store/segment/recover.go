@@ -145,7 +145,7 @@ func (st *Store) fromIndex(f *scanned) (*logTail, error) {
 		return nil, err
 	}
 	if !ok && len(f.hot) == 0 {
-		return &logTail{}, nil // a new store
+		return &logTail{}, st.neverUsed(f)
 	}
 	if !ok || m.segment == 0 {
 		return nil, fmt.Errorf("%w: it has no position in the log", errDoubt)

@@ -1,7 +1,9 @@
 package segment
 
 import (
+	"errors"
 	"fmt"
+	"io"
 
 	"torus/store"
 )
@@ -37,7 +39,11 @@ func (w *walk) read(block, n uint32) ([]byte, error) {
 			w.window = alignedBuffer(int(size) * blockSize)
 		}
 		w.have = 0
-		if err := w.g.f.readAt(w.window[:size*blockSize], int64(block)*blockSize, false); err != nil {
+		err := w.g.f.readAt(w.window[:size*blockSize], int64(block)*blockSize, false)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("%w: segment %v is cut: %v", store.ErrCorrupt, w.g.num, err)
+		}
+		if err != nil {
 			return nil, err
 		}
 		w.at, w.have = block, size
