@@ -68,7 +68,7 @@ func parseStat(stat []byte) (zombie bool, start uint64, err error) {
 		rest = stat[i+2:]
 	}
 	fields := strings.Fields(string(rest))
-	const state, startTime = 3 - 3, 22 - 3
+	const state, startTime = 0, 19 // the fields behind the name begin with the third
 	if !ok || len(fields) <= startTime {
 		return false, 0, fmt.Errorf("/proc stat line %q: too few fields", stat)
 	}

@@ -20,7 +20,6 @@ type request struct {
 	charge  int64  // bytes held in the limiters
 	buf     []byte // from the pool, or nil
 	payload []byte // lies in buf
-	ids     bool   // BLOCK_STATUS came with a list of contexts, which is good
 
 	header [extendedReplySize + 8]byte
 	head   []byte // reply: header

@@ -287,12 +287,12 @@ func TestBackgroundSync(t *testing.T) {
 	}
 	test("after a time", func(t *testing.T, v *Volume, s store.Store) {
 		write(t, v, []byte("x"), 0)
-		time.Sleep(5*time.Second - 1)
+		time.Sleep(5*time.Second - time.Nanosecond)
 		synctest.Wait()
 		if n := v.Stats().Syncs; n != 0 || stable(t, s) != 0 {
 			t.Errorf("too early: %d syncs, stable %v", n, stable(t, s))
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if n := v.Stats().Syncs; n != 1 || stable(t, s) != store.NewVersion(1, 1) {
 			t.Errorf("too late: %d syncs, stable %v", n, stable(t, s))
