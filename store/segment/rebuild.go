@@ -163,6 +163,12 @@ func (st *Store) indexAll(open *seg, used map[segNum]uint32) error {
 		if g == open {
 			end = g.used.Load()
 		}
+		if g.stream == cold {
+			// A kill may have come between a copy and its sync.
+			if err := g.f.datasync(); err != nil {
+				return err
+			}
+		}
 		if err := st.indexSegment(g, used[g.num], end); err != nil {
 			return err
 		}
@@ -181,6 +187,12 @@ func (st *Store) indexSegment(g *seg, least, end uint32) error {
 			break
 		} else if err != nil {
 			return err
+		}
+		if ok, err := st.counts(w, &b, least, end); err != nil {
+			return err
+		} else if !ok {
+			w.block = b.block
+			break
 		}
 		block := b.firstPage()
 		for i := range b.recs {
@@ -203,6 +215,16 @@ func (st *Store) indexSegment(g *seg, least, end uint32) error {
 	}
 	g.used.Store(w.block)
 	return nil
+}
+
+// counts reports whether a batch of a cold segment counts, of which nobody says
+// that it was synced: the last one may be torn, while its pages are still where
+// they were copied from.
+func (st *Store) counts(w *walk, b *walked, least, end uint32) (bool, error) {
+	if w.g.stream == hot || end != 0 || w.block <= least {
+		return true, nil
+	}
+	return w.intact(b)
 }
 
 // endOfSegment says whether a segment may end where the walk stopped: not if
