@@ -22,13 +22,14 @@ var longTests = os.Getenv("TORUS_LONG_TESTS") == "1"
 
 // A crashMachine is a crashDisk, the index beside it, and a boot ID.
 type crashMachine struct {
-	t     testing.TB
-	dir   string
-	disk  *crashDisk
-	boot  int
-	st    *Store
-	state []byte // store.json as it was at the crash
-	older string // a copy of the index, taken earlier
+	t        testing.TB
+	dir      string
+	disk     *crashDisk
+	boot     int
+	st       *Store
+	state    []byte // store.json as it was at the crash
+	older    string // a copy of the index, taken earlier
+	capacity int64
 }
 
 func newCrashMachine(t testing.TB, seed uint64) *crashMachine {
@@ -46,7 +47,7 @@ func newCrashMachine(t testing.TB, seed uint64) *crashMachine {
 
 func (m *crashMachine) options() Options {
 	return Options{Dir: m.dir, Reserve: 1 << 20, SegmentSize: 1 << 20, CacheBytes: 1, disk: m.disk,
-		bootID: fmt.Sprint("boot ", m.boot), manual: true, memtable: 8 << 20}
+		bootID: fmt.Sprint("boot ", m.boot), manual: true, memtable: 8 << 20, Capacity: m.capacity}
 }
 
 func (m *crashMachine) open() error {

@@ -101,6 +101,7 @@ type segments struct {
 	mu        sync.Mutex // guards what follows; taken after every other lock
 	supply    sync.Cond
 	spares    []*seg
+	opening   int // taken from the spares, and not in the table yet
 	next      segNum
 	capacity  int64 // 0: what the disk has
 	full      error // why the last attempt to add a spare failed
@@ -417,8 +418,14 @@ func (s *segments) take(st stream, sequence uint64, firstPos position) (*seg, er
 	}
 	g := s.spares[0]
 	s.spares = s.spares[1:]
+	s.opening++
 	s.supply.Broadcast()
 	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.opening--
+	}()
 	err := s.open(g, st, sequence, firstPos)
 	if err == nil && st == cold {
 		err = g.f.datasync() // the log is about to name it
@@ -466,7 +473,7 @@ func (s *segments) usedBytes() int64 {
 }
 
 func (s *segments) usedLocked() int64 {
-	n := int64(len(s.spares)) * s.size()
+	n := int64(len(s.spares)+s.opening) * s.size()
 	for _, g := range s.all() {
 		if g.sealed.Load() {
 			n += int64(g.taken()) * blockSize

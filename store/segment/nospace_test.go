@@ -1,0 +1,133 @@
+package segment
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"torus/store"
+)
+
+// A full store refuses writes with nothing applied; reads, trims and collecting
+// go on, and with what trims give back writes work again.
+func TestFullStore(t *testing.T) {
+	m := newCrashMachine(t, 1)
+	m.capacity = 8 << 20
+	s := openScribe(t, m)
+	const request = 32
+	n, full := int64(0), error(nil)
+	for ; full == nil && n < 100; n++ {
+		p := s.bytes(windowEnd+n*request, request, value{kind: store.Data, version: store.NewVersion(2, uint64(n)+1000)})
+		full = s.r.Write(s.ctx, layerA, (windowEnd+n*request)*ps, p, store.NewVersion(2, uint64(n)+1000), 0)
+	}
+	n--
+	if !errors.Is(full, store.ErrNoSpace) {
+		t.Fatalf("request %d: %v", n, full)
+	}
+	if n < 8<<20/(request*ps)/2 {
+		t.Fatalf("full after %d requests of %d bytes", n, request*ps)
+	}
+	stat, err := m.st.Stat(s.ctx)
+	m.ok(err)
+	if !stat.NoSpace || stat.Used > 8<<20 {
+		t.Fatalf("stat says %+v", stat)
+	}
+	s.h.sequence = 5000
+	read := func(from, to int64, written bool) {
+		t.Helper()
+		p, info := alignedBuffer(request*ps), make([]store.PageInfo, request)
+		for i := from; i < to; i++ {
+			m.ok(s.r.Read(s.ctx, []store.LayerID{layerA}, (windowEnd+i*request)*ps, p, info))
+			for _, in := range info {
+				if (in.Kind == store.Data) != written {
+					t.Fatalf("request %d: %+v, written %v", i, in, written)
+				}
+			}
+		}
+	}
+	read(0, n, true)
+	read(n, n+1, false) // nothing of what was refused
+	m.ok(s.r.Sync(s.ctx))
+	s.settle(layerA)
+	m.ok(s.r.Zero(s.ctx, layerA, windowEnd*ps, n/2*request*ps, s.version(), 0))
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		m.st.segments.supplyAgain()
+		s.work()
+		m.ok(s.err)
+		v := s.version()
+		err := s.r.Write(s.ctx, layerA, (windowEnd+n*request)*ps, s.bytes(0, request, value{kind: store.Data, version: v}), v, 0)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, store.ErrNoSpace) || time.Now().After(deadline) {
+			t.Fatalf("writing after half was trimmed: %v", err)
+		}
+	}
+	read(n/2, n+1, true)
+	m.ok(recount(s.ctx, m.st))
+}
+
+func TestBallastTarget(t *testing.T) {
+	const k = blockSize
+	for _, c := range []struct{ have, size, free, headroom, want int64 }{
+		{100 * k, 100 * k, 50 * k, 25 * k, 100 * k},  // room: whole
+		{100 * k, 100 * k, 25 * k, 25 * k, 100 * k},  // just enough
+		{100 * k, 100 * k, 20 * k, 25 * k, 95 * k},   // gives way by what is missing
+		{10 * k, 100 * k, 0, 25 * k, 0},              // all of it
+		{0, 100 * k, 0, 25 * k, 0},                   // nothing left to give
+		{50 * k, 100 * k, 40 * k, 25 * k, 50 * k},    // does not swing
+		{50 * k, 100 * k, 60 * k, 25 * k, 60 * k},    // grows back by what is over
+		{50 * k, 100 * k, 1000 * k, 25 * k, 100 * k}, // not beyond its size
+		{50*k + 1, 100 * k, 10 * k, 25 * k, 35 * k},  // whole blocks
+	} {
+		if got := ballastTarget(c.have, c.size, c.free, c.headroom); got != c.want {
+			t.Errorf("%+v: %d", c, got)
+		}
+	}
+}
+
+// While others fill the disk the reserve gives way to them, and no segment is
+// made; when there is room again it is the first to take it.
+func TestReserveGivesWay(t *testing.T) {
+	m := newCrashMachine(t, 1)
+	s := openScribe(t, m)
+	b := m.st.segments.ballast
+	allocated := func() int64 {
+		n, err := b.f.allocated()
+		m.ok(err)
+		return n
+	}
+	setFree := func(n int64) {
+		m.disk.mu.Lock()
+		defer m.disk.mu.Unlock()
+		m.disk.full = n
+	}
+	if allocated() != b.size {
+		t.Fatalf("the reserve takes %d bytes, want %d", allocated(), b.size)
+	}
+	setFree(0)
+	m.ok(b.adjust())
+	if n := allocated(); n != b.size-b.headroom() {
+		t.Fatalf("with nothing free the reserve takes %d of %d, headroom %d", n, b.size, b.headroom())
+	}
+	if err := b.admit(1 << 20); !errors.Is(err, store.ErrNoSpace) {
+		t.Fatalf("a segment is admitted: %v", err)
+	}
+	var err error
+	for i := int64(0); err == nil && i < 100; i++ {
+		v := s.version()
+		err = s.r.Write(s.ctx, layerA, windowFirst*ps, s.bytes(windowFirst, 40, value{kind: store.Data, version: v}), v, 0)
+	}
+	if !errors.Is(err, store.ErrNoSpace) {
+		t.Fatalf("writing on a full disk: %v", err)
+	}
+	m.ok(s.r.Sync(s.ctx))
+	setFree(-1)
+	m.ok(b.adjust())
+	if allocated() != b.size {
+		t.Fatalf("the reserve did not grow back: %d of %d", allocated(), b.size)
+	}
+	m.st.segments.supplyAgain()
+	s.write(layerA, windowFirst, 40)
+	m.ok(s.err)
+}
