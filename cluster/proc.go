@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // ThisProcess returns what names the running process.
@@ -48,7 +50,7 @@ func ProvenDeadHere(h Holder) bool {
 func look(self Process, pid int) (Sighting, error) {
 	s := Sighting{Self: self, PID: pid}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) { // ESRCH: it ended between open and read
 		return s, nil
 	}
 	if err != nil {
