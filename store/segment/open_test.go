@@ -66,12 +66,12 @@ func TestUnknownFormat(t *testing.T) {
 	})
 	t.Run("index", func(t *testing.T) {
 		m := closed(t)
-		db, err := badger.Open(badger.DefaultOptions(filepath.Join(m.dir, indexDir)).WithLogger(nil))
+		x, err := openIndexDB(filepath.Join(m.dir, indexDir), 8<<20, nil)
 		m.ok(err)
 		v := make([]byte, metaSize)
 		binary.LittleEndian.PutUint32(v[4:], 77)
-		m.ok(db.Update(func(txn *badger.Txn) error { return txn.Set([]byte{keyMeta}, seal([]byte{keyMeta}, v)) }))
-		m.ok(db.Close())
+		m.ok(x.db.Update(func(txn *badger.Txn) error { return txn.Set([]byte{keyMeta}, seal([]byte{keyMeta}, v)) }))
+		m.ok(x.close())
 		refused(t, m, "index")
 	})
 }

@@ -113,6 +113,9 @@ func (st *Store) findBase(f *scanned) (*seg, *walk, map[segNum]uint32, error) {
 
 // neverUsed refuses what has no log but signs of one.
 func (st *Store) neverUsed(f *scanned) error {
+	if st.state.Founded {
+		return fmt.Errorf("%w: the store was in use, and no segment of its log is there", store.ErrCorrupt)
+	}
 	for n, err := range f.bad {
 		return fmt.Errorf("%w: no segment of the log can be read; segment %v: %v", store.ErrCorrupt, n, err)
 	}

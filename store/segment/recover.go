@@ -3,6 +3,7 @@ package segment
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -87,7 +88,8 @@ func (st *Store) identify(f *scanned, g *seg, p []byte) error {
 	case errors.As(err, &format):
 		format.File = g.name()
 		return err
-	case errors.Is(err, errBlank), err == nil && h.number != g.num:
+	case errors.Is(err, errBlank), errors.Is(err, io.ErrUnexpectedEOF), err == nil && h.number != g.num:
+		// A spare; one with less than a block was being made.
 		f.spares = append(f.spares, g)
 		return nil
 	case err != nil:

@@ -25,6 +25,8 @@ type stateFile struct {
 	Incarnation store.Incarnation `json:"incarnation"` // 0: ended by a disk error
 	BootID      string            `json:"bootID"`
 	SegmentSize int64             `json:"segmentSize"`
+	// Founded: the log was begun, so that there is one, or it is lost.
+	Founded bool `json:"founded"`
 
 	path string
 	mu   sync.Mutex
@@ -117,6 +119,14 @@ func (s *stateFile) save() error {
 		return err
 	}
 	return syncDir(filepath.Dir(s.path))
+}
+
+// founded records that the log was begun.
+func (s *stateFile) founded() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Founded = true
+	return s.save()
 }
 
 // disown records that the present incarnation ended.

@@ -259,7 +259,10 @@ func (st *Store) found() error {
 	if err := st.beginSession(); err != nil {
 		return err
 	}
-	return st.flush()
+	if err := st.flush(); err != nil {
+		return err
+	}
+	return st.state.founded()
 }
 
 // beginSession logs a random number, so that the checksums that follow differ
