@@ -306,12 +306,11 @@ func encodeChunk(gens *[bucketsPerChunk]uint8, maxVersion uint64) []byte {
 	return binary.LittleEndian.AppendUint64(v, maxVersion)
 }
 
-// thaw ends a flush: what was not changed again is as in Badger.
+// thaw ends a flush: what was not changed again is as in Badger. The flush is
+// under way until the last bucket is clean: one that is changed before its turn
+// is still of the flushed generation, and has to get into the next flush's list.
 func (ix *index) thaw(buckets []*bucket, gens []uint8) {
-	ix.mu.Lock()
-	flushed := ix.flushing
-	ix.flushing = 0
-	ix.mu.Unlock()
+	flushed := ix.flushing // changes only with a flush
 	for i, b := range buckets {
 		s := ix.shard(b.key)
 		s.mu.Lock()
@@ -322,6 +321,9 @@ func (ix *index) thaw(buckets []*bucket, gens []uint8) {
 		}
 		s.mu.Unlock()
 	}
+	ix.mu.Lock()
+	ix.flushing = 0
+	ix.mu.Unlock()
 	ix.dirtyCount.Add(-int64(len(buckets)))
 	ix.wakeWaiters()
 }
