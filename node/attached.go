@@ -40,7 +40,7 @@ const detachPatience = 10 * time.Second
 // attach takes the volume and makes it ready to serve.
 func (n *Node) attach(ctx context.Context, name string) (*attached, error) {
 	h := cluster.Holder{Node: n.settings.ID, Name: n.settings.Name, Process: n.process}
-	att, err := n.cluster.Attach(ctx, name, h, cluster.AttachOptions{Dead: cluster.ProvenDeadHere})
+	att, err := n.cluster.Attach(ctx, name, h, cluster.AttachOptions{Dead: n.provenDead})
 	if err != nil {
 		return nil, err
 	}
@@ -148,4 +148,12 @@ func (n *Node) detach(att *cluster.Attachment, clean bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), detachPatience)
 	defer cancel()
 	return att.Detach(ctx, clean)
+}
+
+// provenDead reports whether a holder has surely ended. One of this node's own
+// past processes has: it held the lock of the data directory, which this one
+// has now. That is proof also after a reboot, and in another container, where
+// process IDs say nothing.
+func (n *Node) provenDead(h cluster.Holder) bool {
+	return h.Node == n.settings.ID && h.Process != n.process || cluster.ProvenDeadHere(h)
 }

@@ -89,7 +89,7 @@ func (n *Node) startNBD() (err error) {
 	if n.nbd, err = n.newServer(); err != nil {
 		return err
 	}
-	n.started("exports", func() error { n.exports.close(); return nil })
+	n.started("exports", n.exports.close)
 	var wg sync.WaitGroup
 	for _, l := range n.nbdListeners {
 		wg.Go(func() {

@@ -31,6 +31,7 @@ type exports struct {
 	mu     sync.Mutex // guards what follows; taken before no other lock
 	open   map[store.VolumeID]*export
 	closed bool
+	errs   []error        // of detaching since closed
 	wg     sync.WaitGroup // goroutines that end exports
 }
 
@@ -226,13 +227,17 @@ func (x *exports) finish(id store.VolumeID, e *export) {
 		if e.err != nil {
 			return
 		}
-		if err := x.node.end(e.a); err != nil {
+		err := x.node.end(e.a)
+		if err != nil {
 			x.log.Warn("volume not detached cleanly", "volume", e.name, "err", err)
 		} else {
 			x.log.Info("volume detached", "volume", e.name)
 		}
 		x.mu.Lock()
 		delete(x.open, id)
+		if x.closed && err != nil {
+			x.errs = append(x.errs, fmt.Errorf("volume %s not detached cleanly: %w", e.name, err))
+		}
 		x.mu.Unlock()
 		close(e.gone)
 	})
@@ -262,8 +267,8 @@ func (x *exports) count() int {
 }
 
 // close ends all exports and waits for that. The NBD server is shut down before,
-// so that no client uses them.
-func (x *exports) close() {
+// so that no client uses them. Nil: all volumes were synced and detached clean.
+func (x *exports) close() error {
 	x.mu.Lock()
 	x.closed = true
 	for id, e := range x.open {
@@ -276,4 +281,5 @@ func (x *exports) close() {
 	}
 	x.mu.Unlock()
 	x.wg.Wait()
+	return errors.Join(x.errs...)
 }

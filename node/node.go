@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"time"
 
@@ -108,8 +109,10 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err := n.listen(); err != nil {
 		return err
 	}
-	if err := n.settings.save(n.dir); err != nil {
-		return err
+	if !n.settings.Founded { // who the node is, before anything depends on it
+		if err := n.settings.save(n.dir); err != nil {
+			return err
+		}
 	}
 	if err := n.startBoth(ctx); err != nil {
 		return err
@@ -122,7 +125,16 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.startAPI()
-	return nil
+	return n.keepSettings()
+}
+
+// keepSettings writes the settings down if they changed: only now, when the node
+// has been seen to run with them. A node whose disk is full can be started.
+func (n *Node) keepSettings() error {
+	if have, err := Load(n.dir); err == nil && reflect.DeepEqual(have, n.settings) {
+		return nil
+	}
+	return n.settings.save(n.dir)
 }
 
 // listen opens the listeners of API and NBD.
