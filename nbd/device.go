@@ -65,6 +65,12 @@ type Device interface {
 	Extents(off, n int64) iter.Seq2[Extent, error]
 }
 
+// An Ender is a Device that may end while clients use it: when Done is closed
+// their connections are broken, since whatever they were told may be gone.
+type Ender interface {
+	Done() <-chan struct{}
+}
+
 // A FastZeroer is a Device that can also zero with noHole faster than a write
 // of zeroes.
 type FastZeroer interface {

@@ -251,6 +251,18 @@ func (s *Server) serveConn(nc net.Conn) {
 		c.drain(s.ctx)
 	}
 	s.mu.Unlock()
+	if e, ok := exp.dev.(Ender); ok {
+		ended := make(chan struct{})
+		defer close(ended)
+		go func() {
+			select {
+			case <-e.Done():
+				log.Warn("the device has ended: the client's connection is broken")
+				h.nc.Close()
+			case <-ended:
+			}
+		}()
+	}
 	log.Info("client connected", "tls", h.secure, "replies", exp.ses.mode.String())
 	err = c.run()
 	s.mu.Lock()

@@ -160,9 +160,12 @@ func (c *checker) bucket(l *layer, b *bucket) {
 		c.report.Pages++
 		c.done += blockSize
 		err := g.f.readAt(c.page, int64(d.loc.block())*blockSize, false)
-		if sum := checksum(c.page); err != nil || sum != d.crc {
-			c.report.problem(&c.report.Corrupt, "layer %v at %d is corrupt: segment %v block %d has checksum %08x, expected %08x (%v)",
-				l.id, off, g.num, d.loc.block(), sum, d.crc, err)
+		if sum := checksum(c.page); err == nil && sum != d.crc {
+			err = fmt.Errorf("checksum %08x, expected %08x", sum, d.crc)
+		}
+		if err != nil {
+			c.report.problem(&c.report.Corrupt, "layer %v at %d is corrupt: segment %v block %d: %v",
+				l.id, off, g.num, d.loc.block(), err)
 		}
 	}
 }
