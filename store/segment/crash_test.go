@@ -329,7 +329,11 @@ func (c crashCase) crash(t *testing.T) (ops int) {
 func TestCrashAtEveryOperation(t *testing.T) {
 	rng := rand.New(rand.NewPCG(rand.Uint64(), 0))
 	start, n := time.Now(), 0
-	for seed := uint64(1); seed <= 20; seed++ {
+	seeds := uint64(20)
+	if testing.Short() {
+		seeds = 4
+	}
+	for seed := uint64(1); seed <= seeds; seed++ {
 		ops := crashCase{seed: seed}.run(t)
 		for _, k := range rng.Perm(ops) {
 			for how := range powerCut + 1 {

@@ -268,8 +268,10 @@ func TestDamage(t *testing.T) {
 		all := f.damages(t)
 		rng := rand.New(rand.NewPCG(rand.Uint64(), 0))
 		rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-		if !longTests && len(all) > 120 {
-			all = all[:120]
+		if most := 120; testing.Short() {
+			all = all[:30]
+		} else if !longTests && len(all) > most {
+			all = all[:most]
 		}
 		dir := filepath.Join(memoryDir(t), "store")
 		for _, d := range all {
@@ -278,9 +280,7 @@ func TestDamage(t *testing.T) {
 		}
 	}
 	t.Logf("%v", outcomes)
-	for _, o := range []string{"whole", "refused", "corrupt"} {
-		if outcomes[o] == 0 {
-			t.Errorf("no damage ended as %s", o)
-		}
+	if longTests && (outcomes["whole"] == 0 || outcomes["refused"] == 0 || outcomes["corrupt"] == 0) {
+		t.Errorf("not every kind of end came up: %v", outcomes)
 	}
 }
