@@ -346,8 +346,25 @@ func (p *pageHistory) check(ctx context.Context, r store.Replica, l store.LayerI
 	if !bytes.Equal(buf, got.bytes(n)) {
 		return fmt.Errorf("page %d of layer %v, %+v, has other bytes than were written", n, l, got)
 	}
+	if forgotten, was := p.forgotten(got, settled); was {
+		got = forgotten // it means the same, and may be found again by a rebuild
+	}
 	*p = pageHistory{now: got, since: []value{got}}
 	return nil
+}
+
+// forgotten returns the settled hole that an absent page was, if it is absent
+// for that reason alone.
+func (p *pageHistory) forgotten(v value, settled store.Version) (hole value, was bool) {
+	for _, c := range append(append([]value{p.now}, p.since...), p.inFlight...) {
+		if c == v {
+			return v, false
+		}
+		if v == (value{}) && c.kind == store.Hole && c.version <= settled {
+			hole, was = c, true
+		}
+	}
+	return hole, was
 }
 
 // recount compares what the store counts with what its index says, and every

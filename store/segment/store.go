@@ -98,6 +98,7 @@ type Store struct {
 	collector  collector
 	due        due
 	sweeps     sweepQueue
+	sweeping   sync.Mutex // one sweep at a time; taken after gate and layer.exclusive
 
 	stats counters
 }

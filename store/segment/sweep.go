@@ -42,7 +42,15 @@ func (q *sweepQueue) next() *chunk {
 
 // sweep clears killed pages out of the index, so that their space counts as
 // dead, and returns whether nothing is left to sweep.
+// It waits for another sweep, which may have taken chunks from the queue and
+// not be through with them.
 func (st *Store) sweep() (bool, error) {
+	st.sweeping.Lock()
+	defer st.sweeping.Unlock()
+	return st.sweepQueued()
+}
+
+func (st *Store) sweepQueued() (bool, error) {
 	for {
 		c := st.sweeps.next()
 		if c == nil {
@@ -67,7 +75,11 @@ func (st *Store) sweepSoon() error {
 	if n := st.sweeps.len(); n == 0 || n > sweepNow {
 		return nil
 	}
-	_, err := st.sweep()
+	if !st.sweeping.TryLock() {
+		return nil // the one who sweeps comes to it
+	}
+	defer st.sweeping.Unlock()
+	_, err := st.sweepQueued()
 	return err
 }
 
