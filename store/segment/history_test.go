@@ -40,14 +40,17 @@ func (v value) bytes(page int64) []byte {
 
 // pageHistory is what a page was since it was last on stable storage, that
 // included; now is the last that was acknowledged. What was begun and not
-// acknowledged is in flight.
+// acknowledged is in flight, and so is what applied if a hole was forgotten.
 type pageHistory struct {
 	since    []value
 	now      value
 	inFlight []value
 }
 
-func (h *pageHistory) become(v value) { h.now = v; h.since = append(h.since, v) }
+func (h *pageHistory) become(v value) {
+	h.now, h.inFlight = v, nil
+	h.since = append(h.since, v)
+}
 
 // A history is everything that was done to a store, in the words of its contract.
 type history struct {
@@ -83,7 +86,7 @@ func (h *history) page(l store.LayerID, n int64) *pageHistory {
 func (h *history) synced() {
 	for _, pages := range h.pages {
 		for _, p := range pages {
-			p.since = []value{p.now}
+			p.since = append([]value{p.now}, p.inFlight...)
 		}
 	}
 }
@@ -141,6 +144,10 @@ func (s *scribe) change(l store.LayerID, page, n int64, v value, below store.Ver
 	for i := max(page, windowFirst); i < min(page+n, windowEnd); i++ {
 		switch p := s.h.page(l, i); {
 		case p.now.version >= below:
+			if p.now.kind == store.Hole && p.now.version <= s.h.settled[l] && s.err == nil {
+				p.inFlight = append(p.inFlight, v) // it applies where the hole was forgotten
+				p.since = append(p.since, v)
+			}
 		case s.err != nil:
 			p.inFlight = append(p.inFlight, v)
 		default:
