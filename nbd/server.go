@@ -252,16 +252,7 @@ func (s *Server) serveConn(nc net.Conn) {
 	}
 	s.mu.Unlock()
 	if e, ok := exp.dev.(Ender); ok {
-		ended := make(chan struct{})
-		defer close(ended)
-		go func() {
-			select {
-			case <-e.Done():
-				log.Warn("the device has ended: the client's connection is broken")
-				h.nc.Close()
-			case <-ended:
-			}
-		}()
+		defer breakAtEnd(e, h.nc, log)()
 	}
 	log.Info("client connected", "tls", h.secure, "replies", exp.ses.mode.String())
 	err = c.run()
@@ -273,9 +264,28 @@ func (s *Server) serveConn(nc net.Conn) {
 		s.buffers.drop()
 	}
 	if errors.Is(err, errDisconnect) || isClosed(err) {
-		err = nil
+		log.Info("client disconnected")
+		return
 	}
 	log.Info("client disconnected", "err", err)
+}
+
+// breakAtEnd closes the connection when the device ends, unless stop comes first.
+func breakAtEnd(e Ender, nc net.Conn, log *slog.Logger) (stop func()) {
+	left := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-e.Done():
+			log.Warn("the device has ended: the client's connection is broken")
+			nc.Close()
+		case <-left:
+		}
+	})
+	return func() {
+		close(left)
+		wg.Wait()
+	}
 }
 
 // tuneSocket wants small replies sent at once, and dead clients noticed
