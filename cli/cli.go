@@ -61,7 +61,6 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 	parser, err := kong.New(&g,
 		kong.Name("torus"),
 		kong.Description("Torus turns the disks of a few machines into one pool and hands out block volumes from it."),
-		kong.UsageOnError(),
 		kong.DefaultEnvars("TORUS"),
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { panic(exit(code)) }),

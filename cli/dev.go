@@ -54,27 +54,21 @@ func (c *devCmd) Run(a *app) (err error) {
 
 // settings are those of the directory, or new ones.
 func (c *devCmd) settings(dir string) (node.Settings, error) {
-	exported, err := c.nbdFlags.settings()
-	if err != nil {
-		return node.Settings{}, err
-	}
-	if len(exported.Listen) == 0 {
-		exported.Listen = []string{"127.0.0.1:10809"}
-	}
 	s, err := node.Load(dir) // without a node: zero
 	switch {
 	case errors.Is(err, node.ErrNoNode) || err == nil && !s.Founded: // or one that did not get far
-		s = node.New(node.Settings{ID: s.ID, Cluster: s.Cluster, Name: "dev", Port: node.DefaultPort, Reserve: devReserve, Replicas: 1})
-		if c.Port != nil {
-			s.Port = *c.Port
-		}
+		s = node.New(node.Settings{
+			ID: s.ID, Cluster: s.Cluster, Name: "dev", Port: basePort(c.Port, s.Port), Reserve: devReserve, Replicas: 1,
+		})
 	case err != nil:
 		return s, err
 	case c.Port != nil && *c.Port != 0 && *c.Port != s.Port:
 		return s, badUsage("--port %d: the node in %s was set up with port %d, which can't be changed yet", *c.Port, dir, s.Port)
 	}
-	s.NBD, s.Insecure = exported, s.Insecure || c.Insecure
-	return s, nil
+	if s, err = c.over(s); err == nil && len(s.NBD.Listen) == 0 {
+		s.NBD.Listen = []string{"127.0.0.1:10809"}
+	}
+	return s, err
 }
 
 // volume returns the volume to export, which it creates if there is none.

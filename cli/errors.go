@@ -9,7 +9,6 @@ import (
 
 	"torus/cluster"
 	"torus/node"
-	"torus/store"
 	"torus/store/segment"
 )
 
@@ -65,8 +64,6 @@ func exitCode(err error) int {
 	case is(cluster.ErrExists, cluster.ErrBusy, cluster.ErrOtherCluster,
 		node.ErrLocked, node.ErrFounded, segment.ErrLocked, syscall.EADDRINUSE):
 		return exitConflict
-	case is(store.ErrInvalid):
-		return exitFailed // a store of another format, say: no mistake in the arguments
 	}
 	return exitFailed
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"torus/cluster"
 	"torus/node"
 )
 
@@ -18,8 +19,27 @@ type nbdFlags struct {
 	TLSCert     string   `name:"tls-cert" type:"path" placeholder:"FILE" help:"Certificate with which NBD is encrypted, in PEM."`
 	TLSKey      string   `name:"tls-key" type:"path" placeholder:"FILE" help:"Its private key, in PEM."`
 	TLSCA       string   `name:"tls-ca" type:"path" placeholder:"FILE" help:"Authority whose certificates NBD clients must show, in PEM."`
-	Insecure    bool     `help:"Allow unencrypted connections on addresses that other machines can reach."`
+	Insecure    bool     `help:"Allow unencrypted NBD on addresses that other machines can reach."`
 	TLSOptional bool     `name:"tls-optional" help:"Offer TLS to NBD clients, but serve those without it too."`
+}
+
+// over puts what is given in the place of what the node was set up with, and
+// leaves the rest: a node with TLS does not lose it when it moves to another
+// address.
+func (f nbdFlags) over(s node.Settings) (node.Settings, error) {
+	given, err := f.settings()
+	if err != nil {
+		return s, err
+	}
+	listen := s.NBD.Listen
+	if len(given.Listen) > 0 {
+		listen = given.Listen
+	}
+	if given.Cert != "" {
+		s.NBD = given
+	}
+	s.NBD.Listen, s.Insecure = listen, s.Insecure || f.Insecure
+	return s, nil
 }
 
 func (f nbdFlags) settings() (node.NBD, error) {
@@ -49,7 +69,7 @@ func (a *app) run(dir string, s node.Settings, ready func(ctx context.Context, n
 	p := a.progress()
 	n, err := node.Start(a.ctx, node.Options{Dir: dir, Settings: s, Version: version(), Starting: p.at, Logger: a.log})
 	p.end()
-	if err != nil && a.ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if err != nil && a.ctx.Err() != nil && interrupted(err) {
 		a.note("Stopped before it was serving.")
 		return nil
 	}
@@ -71,6 +91,12 @@ func (a *app) run(dir string, s node.Settings, ready func(ctx context.Context, n
 		err := n.Err()
 		return errors.Join(fmt.Errorf("the node stops: %w", err), n.Close())
 	}
+}
+
+// interrupted reports whether an error is what the end of a context leaves: of a
+// transaction under way the records say only that its outcome is not known.
+func interrupted(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, cluster.ErrUnknown) || errors.Is(err, cluster.ErrUnavailable)
 }
 
 // note tells a person what goes on.

@@ -12,13 +12,11 @@ import (
 	"torus/node"
 )
 
-const defaultDataDir = "/var/lib/torus"
-
 type initCmd struct {
 	DataDir  string     `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
 	Name     string     `placeholder:"NAME" help:"Name of the node; one is made up if it is left out."`
-	Listen   netip.Addr `default:"127.0.0.1" placeholder:"IP" help:"Address that the node's ports are opened on (${default})."`
-	Port     int        `default:"7480" placeholder:"PORT" help:"First of the node's four ports; 0 takes free ones (${default})."`
+	Listen   netip.Addr `default:"127.0.0.1" placeholder:"IP" help:"Loopback address that the node's ports are opened on (${default})."`
+	Port     *int       `placeholder:"PORT" help:"First of the node's four ports; 0 takes free ones (7480)."`
 	Zone     string     `placeholder:"ZONE" help:"Failure domain: a rack, a room."`
 	Host     string     `placeholder:"HOST" help:"Machine that the node shares with others of the same host; the host name if it is left out."`
 	Capacity byteSize   `placeholder:"SIZE" help:"Space for pages; what the file system has if it is left out."`
@@ -29,24 +27,25 @@ type initCmd struct {
 
 // Run founds a cluster.
 func (c *initCmd) Run(a *app) error {
-	s, err := c.settings()
-	if err != nil {
-		return err
-	}
-	have, err := node.Load(c.DataDir)
+	have, err := node.Load(c.DataDir) // without a node: zero
 	switch {
 	case err == nil && have.Founded:
 		return fmt.Errorf("directory %s %w: %s, of cluster %s: run it with \"torus start --data-dir %s\"",
 			c.DataDir, node.ErrFounded, have.Name, have.Cluster, c.DataDir)
-	case err == nil: // an init that did not come to its end
-		s.ID, s.Cluster = have.ID, have.Cluster
-	case !errors.Is(err, node.ErrNoNode):
+	case err != nil && !errors.Is(err, node.ErrNoNode):
+		return err
+	}
+	s, err := c.settings(have)
+	if err != nil {
 		return err
 	}
 	return a.serve(c.DataDir, s, "founded")
 }
 
-func (c *initCmd) settings() (node.Settings, error) {
+// settings are those of a node that founds a cluster. have is what an init that
+// did not come to its end has left in the directory, or zero: the records begun
+// there carry its IDs and ports.
+func (c *initCmd) settings(have node.Settings) (node.Settings, error) {
 	exported, err := c.nbdFlags.settings()
 	if err != nil {
 		return node.Settings{}, err
@@ -57,7 +56,8 @@ func (c *initCmd) settings() (node.Settings, error) {
 		}
 	}
 	s := node.Settings{
-		Name: c.Name, Listen: c.Listen, Insecure: c.Insecure, Port: c.Port, Host: c.Host,
+		ID: have.ID, Cluster: have.Cluster, Port: basePort(c.Port, have.Port),
+		Name: c.Name, Listen: c.Listen, Insecure: c.Insecure, Host: c.Host,
 		Capacity: int64(c.Capacity), Replicas: c.Replicas, NBD: exported,
 	}
 	s.Zone = zone(c.Zone)
@@ -74,23 +74,32 @@ func (c *initCmd) settings() (node.Settings, error) {
 	return node.New(s), nil
 }
 
+// basePort is the first port of a node that founds a cluster: what is given,
+// and where that leaves it open the one that the directory has, if any.
+func basePort(given *int, had int) int {
+	switch {
+	case had != 0 && (given == nil || *given == 0):
+		return had
+	case given == nil:
+		return node.DefaultPort
+	}
+	return *given
+}
+
 type startCmd struct {
 	DataDir string `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
 	nbdFlags
 }
 
-// Run runs a node again. NBD flags replace those it was set up with.
+// Run runs a node again. NBD flags that are given replace what it was set up
+// with.
 func (c *startCmd) Run(a *app) error {
-	exported, err := c.nbdFlags.settings()
-	if err != nil {
-		return err
-	}
 	s, err := node.Load(c.DataDir)
 	if err != nil {
 		return advise(err, node.ErrNoNode, "found a cluster with \"torus init --data-dir %s\"", c.DataDir)
 	}
-	if len(exported.Listen) > 0 || exported.Cert != "" {
-		s.NBD, s.Insecure = exported, s.Insecure || c.Insecure
+	if s, err = c.over(s); err != nil {
+		return err
 	}
 	return a.serve(c.DataDir, s, "started")
 }

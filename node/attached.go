@@ -66,7 +66,7 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment) (*atta
 		Stores:    map[ring.NodeID]store.Store{n.settings.ID: n.store},
 		Place:     func(ring.ChunkIndex) []ring.NodeID { return place },
 		MinCopies: att.MinCopies(),
-		Logger:    n.log.With("volume", att.Volume.Name),
+		Logger:    n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
 	})
 	if err != nil {
 		return nil, err

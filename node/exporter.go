@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -28,7 +29,7 @@ func (s Settings) checkNBD(addr string) error {
 	}
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("%w: NBD address %q is neither HOST:PORT nor the path of a Unix socket, which begins with / or .", ErrSettings, addr)
+		return fmt.Errorf("%w: NBD address %q is neither HOST:PORT nor the path of a Unix socket, with / or . as its first letter", ErrSettings, addr)
 	}
 	ip, err := netip.ParseAddr(host)
 	loopback := host == "localhost" || err == nil && ip.IsLoopback()
@@ -108,6 +109,10 @@ func (n *Node) startNBD() (err error) {
 	return nil
 }
 
+// queryPath makes an escaped query value what URI parsers other than those of
+// forms take too, and a path readable.
+var queryPath = strings.NewReplacer("%2F", "/", "+", "%20")
+
 // URI returns how NBD clients name a volume that is exported at addr.
 func URI(addr net.Addr, volume string, tls bool) string {
 	scheme := "nbd"
@@ -119,7 +124,7 @@ func URI(addr net.Addr, volume string, tls bool) string {
 		if abs, err := filepath.Abs(path); err == nil {
 			path = abs
 		}
-		return fmt.Sprintf("%s+unix:///%s?socket=%s", scheme, volume, path)
+		return fmt.Sprintf("%s+unix:///%s?socket=%s", scheme, volume, queryPath.Replace(url.QueryEscape(path)))
 	}
 	host, port, err := net.SplitHostPort(addr.String())
 	if ip, perr := netip.ParseAddr(host); err == nil && perr == nil && ip.IsUnspecified() {

@@ -34,8 +34,8 @@ type Settings struct {
 
 	Roles    []cluster.Role
 	Listen   netip.Addr
-	Port     int // base port; 0 in what New is given: any four free ones
-	Insecure bool
+	Port     int  // base port; 0 in what New is given: any four free ones
+	Insecure bool // plain NBD also on addresses that other machines can reach
 	Zone     ring.Zone
 	Host     string
 	Capacity int64 // bytes for pages; 0: what the file system has
@@ -108,9 +108,12 @@ func (s Settings) Check() error {
 	if s.Port < 0 || s.Port > 65535-3 || s.Port > 0 && s.Port < 1024 {
 		return fmt.Errorf("%w: port %d: the base of four ports is from 1024 to %d, or 0 for any", ErrSettings, s.Port, 65535-3)
 	}
-	if !s.Listen.IsLoopback() && !s.Insecure {
-		return fmt.Errorf("%w: listen address %v: connections to the API and to etcd are not encrypted, so whoever can reach it "+
-			"owns all data: listen on 127.0.0.1, or accept that with --insecure", ErrSettings, s.Listen)
+	if !s.Listen.IsLoopback() { // as cluster.StartServer demands, only before anything is written
+		return fmt.Errorf("%w: listen address %v: only loopback addresses such as 127.0.0.1 work until nodes' connections are encrypted: "+
+			"whoever reaches the API and etcd owns all data", ErrSettings, s.Listen)
+	}
+	if len(s.NBD.Listen) > 0 && !s.Has(cluster.RoleNBD) {
+		return fmt.Errorf("%w: NBD address %s: the node was set up without the role nbd and exports nothing", ErrSettings, s.NBD.Listen[0])
 	}
 	for _, a := range s.NBD.Listen {
 		if err := s.checkNBD(a); err != nil {

@@ -75,6 +75,8 @@ func TestCheck(t *testing.T) {
 		"low port":     func(s *Settings) { s.Port = 1023 },
 		"high port":    func(s *Settings) { s.Port = 65533 },
 		"open API":     func(s *Settings) { s.Listen = netip.MustParseAddr("10.0.0.1") },
+		"insecure API": func(s *Settings) { s.Listen, s.Insecure = netip.MustParseAddr("10.0.0.1"), true },
+		"role":         func(s *Settings) { s.NBD.Listen, s.Roles = []string{"/x"}, []cluster.Role{cluster.RoleEtcd} },
 		"open NBD":     func(s *Settings) { s.NBD.Listen = []string{"0.0.0.0:10809"} },
 		"all NBD":      func(s *Settings) { s.NBD.Listen = []string{":10809"} },
 		"optional TLS": func(s *Settings) { s.NBD = NBD{Listen: []string{"[::]:1"}, Cert: "c", TLSOptional: true} },
@@ -87,7 +89,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for what, change := range map[string]func(*Settings){
-		"insecure":     func(s *Settings) { s.Listen, s.Insecure = netip.MustParseAddr("10.0.0.1"), true },
+		"insecure":     func(s *Settings) { s.NBD.Listen, s.Insecure = []string{"10.0.0.1:10809"}, true },
 		"TLS":          func(s *Settings) { s.NBD = NBD{Listen: []string{"0.0.0.0:10809"}, Cert: "c"} },
 		"Unix sockets": func(s *Settings) { s.NBD.Listen = []string{"/x", "./y"} },
 		"localhost":    func(s *Settings) { s.NBD.Listen = []string{"localhost:1", "[::1]:1", "127.9.9.9:1"} },
@@ -170,6 +172,7 @@ func TestURI(t *testing.T) {
 		{&net.TCPAddr{IP: net.IPv4zero, Port: 1}, true, "nbds://127.0.0.1:1/v"},
 		{&net.TCPAddr{IP: net.IPv6unspecified, Port: 1}, false, "nbd://[::1]:1/v"},
 		{&net.UnixAddr{Name: "/run/nbd.sock", Net: "unix"}, false, "nbd+unix:///v?socket=/run/nbd.sock"},
+		{&net.UnixAddr{Name: "/run/a b&c+d%/é.sock", Net: "unix"}, false, "nbd+unix:///v?socket=/run/a%20b%26c%2Bd%25/%C3%A9.sock"},
 	} {
 		if got := URI(c.addr, "v", c.tls); got != c.want {
 			t.Errorf("URI(%v) = %s, want %s", c.addr, got, c.want)
