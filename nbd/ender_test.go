@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -21,16 +23,19 @@ func (d endingDevice) Done() <-chan struct{} { return d.end }
 // that wait for an answer, and nobody else; the device is released.
 func TestDeviceEnds(t *testing.T) {
 	dev := endingDevice{newMemDevice(1 << 20), make(chan struct{})}
-	hold, entered := make(chan struct{}), make(chan struct{})
+	hold := make(chan struct{})
+	letGo := sync.OnceFunc(func() { close(hold) })
+	var entered atomic.Bool
 	dev.before = func(op string, _, _ int64) error {
 		if op == "write" {
-			close(entered)
+			entered.Store(true)
 			<-hold
 		}
 		return nil
 	}
 	exports := memExports{"v": {dev: dev}, "other": {dev: newMemDevice(1 << 20)}}
 	s, tcp, unix := startServer(t, Options{Exports: exports})
+	t.Cleanup(letGo)
 	idle := enter(t, "tcp", tcp, "v", simpleReplies, false)
 	waiting := enter(t, "unix", unix, "v", simpleReplies, false)
 	other := enter(t, "unix", unix, "other", simpleReplies, false)
@@ -39,11 +44,11 @@ func TestDeviceEnds(t *testing.T) {
 		c.reply(512)
 	}
 	waiting.write(rawRequest(0, 0, cmdWrite, 7, 0, 512, make([]byte, 512)))
-	<-entered
+	waitFor(t, "the write to reach the device", entered.Load)
 	close(dev.end)
 	idle.closed()
 	waiting.closed()
-	close(hold)
+	letGo()
 	waitFor(t, "the release", func() bool { return exports["v"].closes.Load() == 2 })
 	other.write(rawRequest(0, 0, cmdRead, 9, 0, 512, nil))
 	if r := other.reply(512); r.cookie != 9 || r.err != eOK {
