@@ -42,9 +42,8 @@ func (st *Store) recover() error {
 // scanned is what the directory has.
 type scanned struct {
 	segs   map[segNum]*seg // with a valid header
-	blocks map[segNum]uint32
-	hot    []*seg // by sequence
-	spares []*seg // blank, or not in use any more
+	hot    []*seg          // by sequence
+	spares []*seg          // blank, or not in use any more
 	bad    map[segNum]error
 	// missing are those that the index knows, without a file.
 	missing map[segNum]*seg
