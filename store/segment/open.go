@@ -15,6 +15,7 @@ import (
 const (
 	segmentsDir = "segments"
 	indexDir    = "index"
+	indexAside  = "index.damaged"
 )
 
 func checkSegmentSize(n int64) error {

@@ -74,7 +74,7 @@ func (st *Store) freshIndex() error {
 		}
 	}
 	st.index = nil
-	if err := st.wipeIndex(); err != nil {
+	if err := st.setIndexAside(); err != nil {
 		return err
 	}
 	return st.openIndex()
@@ -277,6 +277,9 @@ func (st *Store) rebuildServing() error {
 	st.log.point = point
 	why := st.doubt.Swap(nil)
 	if err := st.flushLocked(); err != nil {
+		return err
+	}
+	if err := st.removeAside(); err != nil {
 		return err
 	}
 	st.logger.Info("the index was rebuilt", "why", *why)

@@ -35,6 +35,9 @@ func (st *Store) recover() error {
 	if err := st.resume(found, tail); err != nil {
 		return err
 	}
+	if err := st.removeAside(); err != nil {
+		return err
+	}
 	st.logger.Debug("store recovered", "segments", len(st.segments.all()), "took", time.Since(start))
 	return nil
 }
@@ -366,13 +369,27 @@ func (st *Store) takeSpares(f *scanned) error {
 	return nil
 }
 
-// wipeIndex removes Badger's directory.
-func (st *Store) wipeIndex() error {
-	dir := filepath.Join(st.options.Dir, indexDir)
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+// setIndexAside puts Badger's directory out of the way, to be removed when the
+// segments have sufficed for another index. One that is there already stays:
+// what is in the way then is an unfinished rebuild.
+func (st *Store) setIndexAside() error {
+	dir, aside := filepath.Join(st.options.Dir, indexDir), filepath.Join(st.options.Dir, indexAside)
+	var err error
+	if _, serr := os.Stat(aside); serr == nil {
+		err = os.RemoveAll(dir)
+	} else if err = os.Rename(dir, aside); errors.Is(err, os.ErrNotExist) {
+		err = nil // it is lost
 	}
-	return syncDir(st.options.Dir)
+	return errors.Join(err, syncDir(st.options.Dir))
+}
+
+// removeAside removes the index that was put aside.
+func (st *Store) removeAside() error {
+	aside := filepath.Join(st.options.Dir, indexAside)
+	if _, err := os.Stat(aside); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(os.RemoveAll(aside), syncDir(st.options.Dir))
 }
 
 // badgerLog passes on what Badger has to say, a level quieter.

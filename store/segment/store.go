@@ -14,6 +14,7 @@
 //	segments/N.seg  the log (format.go), spares among them
 //	segments/reserve  space kept for Badger and etcd (ballast.go)
 //	index/          Badger (indexdb.go)
+//	index.damaged/  an index in doubt, until another is made from the segments
 package segment
 
 import (
