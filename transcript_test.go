@@ -213,7 +213,7 @@ var mask = []struct {
 	{regexp.MustCompile(`nbd://127\.0\.0\.1:(3[2-9]|[4-6]\d)\d\d\d\b`), "nbd://127.0.0.1:10809"}, // a port that the kernel chose
 	{regexp.MustCompile(`(NBD +)127\.0\.0\.1:(3[2-9]|[4-6]\d)\d\d\d\b`), "${1}127.0.0.1:10809"},
 	{regexp.MustCompile(`\d\d\d MiB(  +10 GiB)`), "### MiB$1"}, // segments made ahead
-	{regexp.MustCompile(`at \d+ is corrupt: segment \d+ block \d+ .*`), "at 73728 is corrupt: ..."},
+	{regexp.MustCompile(`at \d+ is corrupt: segment [0-9a-f]+ block \d+: .*`), "at 73728 is corrupt: ..."},
 	{regexp.MustCompile(`torus \S+, go\S+, \S+`), "torus VERSION, GO, PLATFORM"},
 	{regexp.MustCompile(`"host": ".*"`), `"host": "HOST"`},
 	{regexp.MustCompile(`"(used|live)": \d+`), `"$1": 0`},
