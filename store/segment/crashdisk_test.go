@@ -84,10 +84,20 @@ func newCrashDisk(t testing.TB, storeDir string, seed uint64) *crashDisk {
 	return &crashDisk{under: under, attic: attic, rng: rand.New(rand.NewPCG(seed, 7)), full: -1, nodes: map[string]*inode{}}
 }
 
+// watch has before called ahead of each operation, without the mutex.
+func (d *crashDisk) watch(before func(op, name string)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.before = before
+}
+
 // operate counts one operation and runs do, or half of it where the crash comes.
 func (d *crashDisk) operate(op, name string, do, half func() error) error {
-	if d.before != nil {
-		d.before(op, name)
+	d.mu.Lock()
+	before := d.before
+	d.mu.Unlock()
+	if before != nil {
+		before(op, name)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

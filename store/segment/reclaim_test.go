@@ -185,14 +185,14 @@ func punchDuringWrites(t *testing.T, seed uint64) {
 		}
 	}
 	punched := 0
-	m.disk.before = func(op, _ string) {
+	m.disk.watch(func(op, _ string) {
 		if op != "punch" {
 			return
 		}
 		if punched++; punched == 1 {
 			s.write(layerA, windowFirst+5*run, run) // behind the first run, and not synced
 		}
-	}
+	})
 	m.st.collector.paced, m.st.collector.requests = time.Now(), m.st.requests()
 	m.ok(m.st.survey(victim, true))
 	if punched == 0 {
