@@ -40,7 +40,6 @@ func (n *Node) metrics(r *http.Request) []metric {
 		gauge("store_live_bytes", "Of live data pages.", float64(st.Live))
 		gauge("store_no_space", "1 if writes are refused.", truth(st.NoSpace))
 		gauge("store_failed", "1 if the store serves no more.", truth(st.Failed != ""))
-		gauge("store_oldest_unsynced_seconds", "Age of the oldest write that is not durable.", st.OldestUnsynced.Seconds())
 		count("store_corrupt_pages", "Pages found corrupt.", st.Corrupt)
 		count("store_writes", "Write requests.", st.Writes)
 		count("store_reads", "Read requests.", st.Reads)

@@ -177,7 +177,7 @@ func (l *hotLog) supplied() {
 // lead writes one batch that has r at its front, and answers its requests. It
 // is called with mu held and returns without.
 func (l *hotLog) lead(r *request) {
-	batch, last, err := l.begin()
+	batch, err := l.begin()
 	l.mu.Unlock()
 	if err == nil {
 		err = batch.write(l)
@@ -204,7 +204,7 @@ func (l *hotLog) lead(r *request) {
 	l.applyBatch(&batch, turn, err)
 	for q := batch.first; q != nil; {
 		next := q.next
-		if q == last {
+		if q == batch.last {
 			next = nil
 		}
 		q.err, q.next = err, nil
@@ -278,7 +278,7 @@ type batch struct {
 }
 
 // begin takes requests from the queue and gives them place and positions.
-func (l *hotLog) begin() (b batch, last *request, err error) {
+func (l *hotLog) begin() (b batch, err error) {
 	first := l.head
 	if l.broken != nil || l.segs.blocks-l.off < first.blocks() {
 		err := l.broken
@@ -292,7 +292,7 @@ func (l *hotLog) begin() (b batch, last *request, err error) {
 				l.tail = nil
 			}
 			l.queued -= first.blocks()
-			return batch{first: first, last: first}, first, err
+			return batch{first: first, last: first}, err
 		}
 	}
 	b = batch{first: first, seg: l.cur, off: l.off, length: batchFixedSize, start: l.nextPos, started: true}
@@ -321,7 +321,7 @@ func (l *hotLog) begin() (b batch, last *request, err error) {
 		l.segs.setWant(spareOfCollector + 1)
 	}
 	l.zeroing.wait(b.off, l.off)
-	return b, b.last, nil
+	return b, nil
 }
 
 // write puts the batch on disk. Only the leader calls it.
