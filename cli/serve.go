@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -63,9 +65,24 @@ func (f nbdFlags) settings() (node.NBD, error) {
 	return node.NBD{Listen: listen, Cert: f.TLSCert, Key: f.TLSKey, ClientCA: f.TLSCA, TLSOptional: f.TLSOptional}, nil
 }
 
+// leastProcs is how many goroutines of a server may be in system calls or running
+// at once. A goroutine that waits for the disk keeps its share of the scheduler
+// until the runtime's monitor notices, up to 10 ms later: with one share a core,
+// two reads at a time were all that two cores had under way (1 MiB reads at depth
+// 8: 586/s with 2, 786/s with 8; 4 KiB at depth 32: 31,000/s and 37,000/s).
+const leastProcs = 8
+
+// spreadProcs sees to leastProcs, unless the environment says otherwise.
+func spreadProcs() {
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < leastProcs {
+		runtime.GOMAXPROCS(leastProcs)
+	}
+}
+
 // run runs a node until the program is to stop or the node fails. ready is
 // called when it serves.
 func (a *app) run(dir string, s node.Settings, ready func(ctx context.Context, n *node.Node) error) error {
+	spreadProcs()
 	p := a.progress()
 	n, err := node.Start(a.ctx, node.Options{Dir: dir, Settings: s, Version: version(), Starting: p.at, Logger: a.log})
 	p.end()

@@ -178,7 +178,7 @@ func (c *conn) readHeader(r *request) (waited bool, err error) {
 		size = extendedRequestSize
 	}
 	for c.in.buffered() < size {
-		_, w, err := c.wire.fill(nil, &c.in)
+		_, w, err := c.wire.fill(nil, &c.in, c.alone >= aloneEnough)
 		if err != nil {
 			if errors.Is(err, io.EOF) && c.in.buffered() > 0 {
 				err = io.ErrUnexpectedEOF
@@ -226,7 +226,7 @@ func (c *conn) prepare(r *request, payload uint64) error {
 func (c *conn) readFull(p []byte) error {
 	p = p[c.in.take(p):]
 	for len(p) > 0 {
-		n, _, err := c.wire.fill(p, &c.in)
+		n, _, err := c.wire.fill(p, &c.in, false)
 		if err != nil {
 			return unexpected(err)
 		}
@@ -258,7 +258,7 @@ func (c *conn) skip(n uint64) error {
 		if left == 0 {
 			return nil
 		}
-		if _, _, err := c.wire.fill(nil, &c.in); err != nil {
+		if _, _, err := c.wire.fill(nil, &c.in, false); err != nil {
 			return unexpected(err)
 		}
 	}

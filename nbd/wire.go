@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // A wire moves bytes of one connection: straight between socket and buffers
@@ -15,8 +16,9 @@ import (
 type wire interface {
 	// fill reads once, waiting if need be: first into p, which may be
 	// empty, and what has arrived beyond that into b. It returns how many
-	// bytes went to p, and whether it had to wait for any.
-	fill(p []byte, b *readBuffer) (n int, waited bool, err error)
+	// bytes went to p, and whether it had to wait for any. soon says that
+	// more is expected within microseconds.
+	fill(p []byte, b *readBuffer, soon bool) (n int, waited bool, err error)
 
 	// send writes all of bufs, in order.
 	send(bufs [][]byte) error
@@ -114,6 +116,7 @@ type socketWire struct {
 		waited bool
 		err    error
 		iov    [2]syscall.Iovec
+		poll   poll
 		try    func(fd uintptr) bool // one method value, so that no call allocates
 		stuck  atomic.Bool
 	}
@@ -133,8 +136,9 @@ func newSocketWire(raw syscall.RawConn) *socketWire {
 	return s
 }
 
-func (s *socketWire) fill(p []byte, b *readBuffer) (n int, waited bool, err error) {
+func (s *socketWire) fill(p []byte, b *readBuffer, soon bool) (n int, waited bool, err error) {
 	in := &s.in
+	in.poll.begin(soon)
 	in.p, in.b, in.waited, in.err = p, b, false, nil
 	err = s.raw.Read(in.try)
 	in.p = nil
@@ -181,6 +185,9 @@ func (s *socketWire) tryRead(fd uintptr) bool {
 		case syscall.EINTR:
 		case syscall.EAGAIN:
 			in.waited = true
+			if in.poll.again() {
+				continue
+			}
 			in.b.rest()
 			if len(in.p) > 0 {
 				in.stuck.Store(true)
@@ -191,6 +198,44 @@ func (s *socketWire) tryRead(fd uintptr) bool {
 			return true
 		}
 	}
+}
+
+// pollFor is how long a reader looks for the next request before it sleeps. A
+// client that waits for each reply sends again within that; to sleep and be
+// woken takes as long and more of the processor (at depth 1: 12,700 reads/s at
+// 52 µs instead of 9,900 at 65).
+const pollFor = 20 * time.Microsecond
+
+// pollPause is how many waits pass without polling after one in vain, so that
+// a client with a slower pace costs little.
+const pollPause = 16
+
+// A poll decides whether a reader looks again at once or sleeps.
+type poll struct {
+	on    bool
+	since time.Time // of the first look in vain
+	pause int       // waits still to pass without polling
+}
+
+// begin is called before the first look.
+func (p *poll) begin(soon bool) {
+	p.on, p.since = soon && p.pause == 0, time.Time{}
+	if soon && p.pause > 0 {
+		p.pause--
+	}
+}
+
+// again is called after a look in vain.
+func (p *poll) again() bool {
+	switch {
+	case !p.on:
+		return false
+	case p.since.IsZero():
+		p.since = time.Now()
+	case time.Since(p.since) > pollFor:
+		p.on, p.pause = false, pollPause
+	}
+	return p.on
 }
 
 // maxIOV is the kernel's bound on buffers in one writev.
@@ -258,7 +303,7 @@ const scratchSize = 64 << 10
 
 // fill never says that it waited, as it cannot know: so the connection takes
 // no shortcut meant for clients that have one request under way.
-func (s *streamWire) fill(p []byte, b *readBuffer) (n int, waited bool, err error) {
+func (s *streamWire) fill(p []byte, b *readBuffer, _ bool) (n int, waited bool, err error) {
 	if len(p) == 0 {
 		b.rest()
 		n, err = s.nc.Read(s.head[:])

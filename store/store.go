@@ -11,7 +11,6 @@ package store
 import (
 	"context"
 	"iter"
-	"time"
 )
 
 // A Store keeps the replicas of many volumes on one node.
@@ -143,7 +142,7 @@ type Stat struct {
 	Incarnation Incarnation
 	Capacity    int64  // what may be used for pages
 	Used        int64  // on disk, dead pages included
-	Live        int64  // of live data pages
+	Live        int64  // of live data pages; what a drop has just killed may still count
 	Corrupt     int64  // pages found corrupt since the start
 	NoSpace     bool   // writes are refused
 	Failed      string // why the store serves no more; empty while it does
@@ -152,5 +151,4 @@ type Stat struct {
 	BytesWritten, BytesRead int64 // by clients
 	BytesToDisk             int64 // log, index apart
 	BytesCollected          int64 // copied by the collector
-	OldestUnsynced          time.Duration
 }

@@ -144,31 +144,6 @@ func TestOpenKillsTheStoreBefore(t *testing.T) {
 	}
 }
 
-func TestOldestUnsynced(t *testing.T) {
-	d := memstore.NewDisk(rand.New(rand.NewPCG(1, 0)))
-	s := d.Open()
-	r := attach(t, s)
-	waits := func(want bool) {
-		t.Helper()
-		st, err := s.Stat(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if (st.OldestUnsynced > 0) != want {
-			t.Fatalf("the oldest unsynced write waits since %v", st.OldestUnsynced)
-		}
-	}
-	waits(false)
-	if err := r.Write(t.Context(), layer, 0, make([]byte, ps), 1, 0); err != nil {
-		t.Fatal(err)
-	}
-	waits(true)
-	if err := r.Sync(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	waits(false)
-}
-
 func benchmark(b *testing.B, d *memstore.Disk, do func(r store.Replica, i int) error) {
 	r := attach(b, d.Open())
 	b.SetBytes(ps)

@@ -2,7 +2,6 @@ package memstore
 
 import (
 	"sync"
-	"time"
 
 	"torus/store"
 )
@@ -23,8 +22,7 @@ type layer struct {
 
 	durable      *pageSet // nil: every write is durable at once
 	durableMarks marks
-	unsynced     []effect  // what leads from durable to now, in order
-	unsyncedFrom time.Time // when the first of them was written
+	unsynced     []effect // what leads from durable to now, in order
 }
 
 func newLayer(id, parent store.LayerID, losesWrites bool) *layer {

@@ -170,7 +170,6 @@ func (s *Store) Stat(ctx context.Context) (store.Stat, error) {
 	}
 	for _, l := range s.disk.layersNow() {
 		st.Live += l.info().Bytes
-		st.OldestUnsynced = max(st.OldestUnsynced, l.oldestUnsynced())
 	}
 	st.Used = st.Live
 	return st, nil

@@ -2,7 +2,6 @@ package memstore
 
 import (
 	"math/rand/v2"
-	"time"
 
 	"torus/store"
 )
@@ -33,9 +32,6 @@ func (l *layer) note(e effect) {
 	if l.durable == nil {
 		return
 	}
-	if len(l.unsynced) == 0 {
-		l.unsyncedFrom = time.Now()
-	}
 	l.unsynced = append(l.unsynced, e)
 	if len(l.unsynced) > maxUnsynced {
 		l.flush(maxUnsynced / 2)
@@ -56,16 +52,6 @@ func (l *layer) sync() {
 	defer l.mu.Unlock()
 	l.flush(len(l.unsynced))
 	l.durableMarks = l.marks
-}
-
-// oldestUnsynced returns for how long a write has waited to be synced.
-func (l *layer) oldestUnsynced() time.Duration {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if len(l.unsynced) == 0 {
-		return 0
-	}
-	return time.Since(l.unsyncedFrom)
 }
 
 // without returns what effects leave when the pages [first, end) are cut out.

@@ -192,13 +192,8 @@ func skipIovecs(iov []unix.Iovec, n uint64) []unix.Iovec {
 const directReadSize = 64 << 10
 
 func (f *osFile) readAt(p []byte, off int64, cached bool) error {
-	if cached && len(p) >= directReadSize && f.dfd != f.fd {
-		n, err := f.readCached(p, off)
-		if err != nil {
-			return err
-		}
-		p, off = p[n:], off+int64(n)
-		cached = false
+	if len(p) >= directReadSize {
+		cached = cached && f.inPageCache(off, len(p))
 	}
 	fd := f.dfd
 	if cached || !aligned(p) {
@@ -219,19 +214,14 @@ func (f *osFile) readAt(p []byte, off int64, cached bool) error {
 	return nil
 }
 
-// readCached takes from the page cache what it has at the front of p, in
-// whole blocks, without waiting for the disk.
-func (f *osFile) readCached(p []byte, off int64) (int, error) {
-	v := unix.Iovec{Base: unsafe.SliceData(p)}
-	v.SetLen(len(p))
-	n, _, errno := unix.Syscall6(unix.SYS_PREADV2, uintptr(f.fd), uintptr(unsafe.Pointer(&v)), 1, uintptr(off), 0, unix.RWF_NOWAIT)
-	switch errno {
-	case 0:
-		return int(n) / blockSize * blockSize, nil
-	case unix.EAGAIN, unix.EOPNOTSUPP, unix.EINTR:
-		return 0, nil
-	}
-	return 0, f.fail("preadv2", errno)
+// inPageCache reports whether the page cache has all of n bytes at off. Where
+// the kernel can't say (before Linux 6.5), no. A read with RWF_NOWAIT is no way
+// to ask: what is not there it begins to fetch, and the direct read that follows
+// fetches it once more.
+func (f *osFile) inPageCache(off int64, n int) bool {
+	var stat unix.Cachestat_t
+	err := unix.Cachestat(uint(f.fd), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &stat, 0)
+	return err == nil && stat.Cache >= uint64(n)/blockSize
 }
 
 func (f *osFile) datasync() error {
