@@ -27,20 +27,26 @@ type Settings struct {
 	ID      ring.NodeID
 	Name    string
 	Cluster cluster.ID
-	// Founded is set once the cluster's first record is written. From then on
-	// records that are missing were lost, and are never made anew.
+	// Founded is set once the cluster's first record is written, or the node has
+	// joined. From then on records that are missing were lost, and are never made
+	// anew.
 	Founded  bool
 	Replicas int // what the cluster is founded with: copies of a volume by default
+	// Join has the etcd endpoints of the cluster, each HOST:PORT, by which the
+	// node finds it: those of the peer it joined through, later those it knew
+	// last. Empty for a node that founds a cluster.
+	Join []string
 
-	Roles    []cluster.Role
-	Listen   netip.Addr
-	Port     int  // base port; 0 in what New is given: any four free ones
-	Insecure bool // plain NBD also on addresses that other machines can reach
-	Zone     ring.Zone
-	Host     string
-	Capacity int64 // bytes for pages; 0: what the file system has
-	Reserve  int64 // bytes held back for index and records; 0: the store's default
-	NBD      NBD
+	Roles     []cluster.Role
+	Listen    netip.Addr
+	Advertise netip.Addr // where others reach the node; Listen if not valid
+	Port      int        // base port; 0 in what New is given: any four free ones
+	Insecure  bool       // plain connections also on addresses that other machines can reach
+	Zone      ring.Zone
+	Host      string
+	Capacity  int64 // bytes for pages; 0: what the file system has
+	Reserve   int64 // bytes held back for index and records; 0: the store's default
+	NBD       NBD
 }
 
 // NBD is where and how volumes are exported.
@@ -54,6 +60,15 @@ type NBD struct {
 // Has reports whether the node has a role.
 func (s Settings) Has(r cluster.Role) bool { return cluster.Node{Roles: s.Roles}.Has(r) }
 
+// address returns where others reach a port of the node: the base port + offset.
+func (s Settings) address(offset int) string {
+	ip := s.Listen
+	if s.Advertise.IsValid() {
+		ip = s.Advertise
+	}
+	return addrPort(ip, s.Port+offset)
+}
+
 // ErrSettings: settings that a node cannot run with.
 var ErrSettings = errors.New("bad setting")
 
@@ -66,7 +81,7 @@ var ErrFormat = errors.New("unknown format")
 // ErrFounded: a directory that has a node already.
 var ErrFounded = errors.New("has a node already")
 
-// New returns the settings of a node that founds a cluster: given, with what
+// New returns the settings of a new node: given, with what
 // it leaves out drawn or filled in.
 func New(given Settings) Settings {
 	s := given
@@ -108,9 +123,8 @@ func (s Settings) Check() error {
 	if s.Port < 0 || s.Port > 65535-3 || s.Port > 0 && s.Port < 1024 {
 		return fmt.Errorf("%w: port %d: the base of four ports is from 1024 to %d, or 0 for any", ErrSettings, s.Port, 65535-3)
 	}
-	if !s.Listen.IsLoopback() { // as cluster.StartServer demands, only before anything is written
-		return fmt.Errorf("%w: listen address %v: only loopback addresses such as 127.0.0.1 work until nodes' connections are encrypted: "+
-			"whoever reaches the API and etcd owns all data", ErrSettings, s.Listen)
+	if err := s.checkAddresses(); err != nil {
+		return err
 	}
 	if len(s.NBD.Listen) > 0 && !s.Has(cluster.RoleNBD) {
 		return fmt.Errorf("%w: NBD address %s: the node was set up without the role nbd and exports nothing", ErrSettings, s.NBD.Listen[0])
@@ -123,23 +137,39 @@ func (s Settings) Check() error {
 	return nil
 }
 
+// checkAddresses refuses what strangers could reach, and what nobody could.
+func (s Settings) checkAddresses() error {
+	for _, ip := range []netip.Addr{s.Listen, s.Advertise} {
+		if ip.IsValid() && !ip.IsLoopback() && !s.Insecure {
+			return fmt.Errorf("%w: address %v: connections between nodes are not encrypted yet, and whoever reaches API, etcd and blocks "+
+				"owns all data: keep to a loopback address, or accept that in a network of your own with --insecure", ErrSettings, ip)
+		}
+	}
+	if s.Advertise.IsValid() && s.Advertise.IsUnspecified() || !s.Advertise.IsValid() && s.Listen.IsUnspecified() {
+		return fmt.Errorf("%w: address %v says nothing to other nodes: name the one that they reach with --advertise", ErrSettings, s.Listen)
+	}
+	return nil
+}
+
 // settingsFile is node.json.
 type settingsFile struct {
-	Format   int        `json:"format"`
-	ID       string     `json:"id"`
-	Name     string     `json:"name"`
-	Cluster  string     `json:"cluster"`
-	Founded  bool       `json:"founded"`
-	Replicas int        `json:"replicas"`
-	Roles    []string   `json:"roles"`
-	Listen   netip.Addr `json:"listen"`
-	Port     int        `json:"port"`
-	Insecure bool       `json:"insecure,omitempty"`
-	Zone     string     `json:"zone,omitempty"`
-	Host     string     `json:"host,omitempty"`
-	Capacity int64      `json:"capacity,omitempty"`
-	Reserve  int64      `json:"reserve,omitempty"`
-	NBD      nbdFile    `json:"nbd"`
+	Format    int        `json:"format"`
+	ID        string     `json:"id"`
+	Name      string     `json:"name"`
+	Cluster   string     `json:"cluster"`
+	Founded   bool       `json:"founded"`
+	Replicas  int        `json:"replicas"`
+	Join      []string   `json:"join,omitempty"`
+	Roles     []string   `json:"roles"`
+	Listen    netip.Addr `json:"listen"`
+	Advertise netip.Addr `json:"advertise,omitzero"`
+	Port      int        `json:"port"`
+	Insecure  bool       `json:"insecure,omitempty"`
+	Zone      string     `json:"zone,omitempty"`
+	Host      string     `json:"host,omitempty"`
+	Capacity  int64      `json:"capacity,omitempty"`
+	Reserve   int64      `json:"reserve,omitempty"`
+	NBD       nbdFile    `json:"nbd"`
 }
 
 type nbdFile struct {
@@ -192,7 +222,7 @@ func decodeSettings(path string, b []byte) (Settings, error) {
 	}
 	s := Settings{
 		ID: ring.NodeID(id), Name: f.Name, Cluster: cluster.ID(f.Cluster), Founded: f.Founded, Replicas: f.Replicas,
-		Listen: f.Listen, Port: f.Port, Insecure: f.Insecure, Zone: ring.Zone(f.Zone), Host: f.Host,
+		Join: f.Join, Listen: f.Listen, Advertise: f.Advertise, Port: f.Port, Insecure: f.Insecure, Zone: ring.Zone(f.Zone), Host: f.Host,
 		Capacity: f.Capacity, Reserve: f.Reserve, NBD: NBD(f.NBD),
 	}
 	for _, r := range f.Roles {
@@ -205,7 +235,7 @@ func decodeSettings(path string, b []byte) (Settings, error) {
 func (s Settings) save(dir string) error {
 	f := settingsFile{
 		Format: settingsFormat, ID: s.ID.String(), Name: s.Name, Cluster: string(s.Cluster), Founded: s.Founded,
-		Replicas: s.Replicas, Listen: s.Listen, Port: s.Port, Insecure: s.Insecure, Zone: string(s.Zone), Host: s.Host,
+		Replicas: s.Replicas, Join: s.Join, Listen: s.Listen, Advertise: s.Advertise, Port: s.Port, Insecure: s.Insecure, Zone: string(s.Zone), Host: s.Host,
 		Capacity: s.Capacity, Reserve: s.Reserve, NBD: nbdFile(s.NBD),
 	}
 	for _, r := range s.Roles {

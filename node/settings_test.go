@@ -71,16 +71,17 @@ func TestCheck(t *testing.T) {
 		t.Error(err)
 	}
 	for what, change := range map[string]func(*Settings){
-		"name":         func(s *Settings) { s.Name = "N 1" },
-		"low port":     func(s *Settings) { s.Port = 1023 },
-		"high port":    func(s *Settings) { s.Port = 65533 },
-		"open API":     func(s *Settings) { s.Listen = netip.MustParseAddr("10.0.0.1") },
-		"insecure API": func(s *Settings) { s.Listen, s.Insecure = netip.MustParseAddr("10.0.0.1"), true },
-		"role":         func(s *Settings) { s.NBD.Listen, s.Roles = []string{"/x"}, []cluster.Role{cluster.RoleEtcd} },
-		"open NBD":     func(s *Settings) { s.NBD.Listen = []string{"0.0.0.0:10809"} },
-		"all NBD":      func(s *Settings) { s.NBD.Listen = []string{":10809"} },
-		"optional TLS": func(s *Settings) { s.NBD = NBD{Listen: []string{"[::]:1"}, Cert: "c", TLSOptional: true} },
-		"no port":      func(s *Settings) { s.NBD.Listen = []string{"127.0.0.1"} },
+		"name":            func(s *Settings) { s.Name = "N 1" },
+		"low port":        func(s *Settings) { s.Port = 1023 },
+		"high port":       func(s *Settings) { s.Port = 65533 },
+		"open API":        func(s *Settings) { s.Listen = netip.MustParseAddr("10.0.0.1") },
+		"open advertised": func(s *Settings) { s.Advertise = netip.MustParseAddr("10.0.0.1") },
+		"any address":     func(s *Settings) { s.Listen, s.Insecure = netip.IPv4Unspecified(), true },
+		"role":            func(s *Settings) { s.NBD.Listen, s.Roles = []string{"/x"}, []cluster.Role{cluster.RoleEtcd} },
+		"open NBD":        func(s *Settings) { s.NBD.Listen = []string{"0.0.0.0:10809"} },
+		"all NBD":         func(s *Settings) { s.NBD.Listen = []string{":10809"} },
+		"optional TLS":    func(s *Settings) { s.NBD = NBD{Listen: []string{"[::]:1"}, Cert: "c", TLSOptional: true} },
+		"no port":         func(s *Settings) { s.NBD.Listen = []string{"127.0.0.1"} },
 	} {
 		s := ok
 		change(&s)
@@ -89,6 +90,10 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for what, change := range map[string]func(*Settings){
+		"insecure API": func(s *Settings) { s.Listen, s.Insecure = netip.MustParseAddr("10.0.0.1"), true },
+		"advertised": func(s *Settings) {
+			s.Listen, s.Advertise, s.Insecure = netip.IPv6Unspecified(), netip.MustParseAddr("10.0.0.1"), true
+		},
 		"insecure":     func(s *Settings) { s.NBD.Listen, s.Insecure = []string{"10.0.0.1:10809"}, true },
 		"TLS":          func(s *Settings) { s.NBD = NBD{Listen: []string{"0.0.0.0:10809"}, Cert: "c"} },
 		"Unix sockets": func(s *Settings) { s.NBD.Listen = []string{"/x", "./y"} },
