@@ -64,8 +64,8 @@ func (n *Node) listenNBD() ([]net.Listener, error) {
 }
 
 // newServer makes the NBD server, not serving yet.
-func (n *Node) newServer() (*nbd.Server, error) {
-	n.exports = newExports(n)
+func (n *Node) newServer(only []string) (*nbd.Server, error) {
+	n.exports = newExports(n, only)
 	o := nbd.Options{Exports: n.exports, Logger: n.log.With("part", "nbd")}
 	t := n.settings.NBD
 	if t.Cert != "" || t.Key != "" || t.ClientCA != "" {
@@ -81,13 +81,13 @@ func (n *Node) newServer() (*nbd.Server, error) {
 	return nbd.NewServer(o)
 }
 
-// startNBD serves. Stopping finishes the requests under way, and then detaches
-// the volumes.
-func (n *Node) startNBD() (err error) {
+// startNBD serves volumes, all of them if only is nil. Stopping finishes the
+// requests under way, and then detaches the volumes.
+func (n *Node) startNBD(only []string) (err error) {
 	if len(n.nbdListeners) == 0 {
 		return nil
 	}
-	if n.nbd, err = n.newServer(); err != nil {
+	if n.nbd, err = n.newServer(only); err != nil {
 		return err
 	}
 	n.started("exports", n.exports.close)

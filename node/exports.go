@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,9 +25,13 @@ const lingering = 10 * time.Second
 //	absent ─open─► opening ─► serving ─last client left─► lingering ─10 s─► ending ─► absent
 //	                  │fails      ▲└──────lost────────────────│────────────► ▲
 //	                  └─► absent  └───────open────────────────┘
+//
+// Those that "torus nbd serve" names are kept attached without clients too, see
+// keep.
 type exports struct {
 	node *Node
 	log  *slog.Logger
+	only []string // volumes that are exported; nil: all
 
 	mu     sync.Mutex // guards what follows; taken before no other lock
 	open   map[store.VolumeID]*export
@@ -50,8 +55,8 @@ type export struct {
 
 var _ nbd.Exports = (*exports)(nil)
 
-func newExports(n *Node) *exports {
-	return &exports{node: n, log: n.log, open: map[store.VolumeID]*export{}}
+func newExports(n *Node, only []string) *exports {
+	return &exports{node: n, log: n.log, only: only, open: map[store.VolumeID]*export{}}
 }
 
 // List implements nbd.Exports.
@@ -60,9 +65,11 @@ func (x *exports) List(ctx context.Context) ([]nbd.ExportInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]nbd.ExportInfo, len(vols))
-	for i, v := range vols {
-		infos[i] = exportInfo(v)
+	infos := make([]nbd.ExportInfo, 0, len(vols))
+	for _, v := range vols {
+		if x.has(v.Name) {
+			infos = append(infos, exportInfo(v))
+		}
 	}
 	return infos, nil
 }
@@ -80,8 +87,14 @@ func exportInfo(v cluster.VolumeInfo) nbd.ExportInfo {
 	return nbd.ExportInfo{Name: v.Name, Description: "Torus volume " + v.ID.String(), Size: v.Size}
 }
 
+// has reports whether a volume with this name would be exported.
+func (x *exports) has(name string) bool { return x.only == nil || slices.Contains(x.only, name) }
+
 // volume finds a volume for a client; a name that none can have is not found.
 func (x *exports) volume(ctx context.Context, name string) (cluster.VolumeInfo, error) {
+	if !x.has(name) {
+		return cluster.VolumeInfo{}, fmt.Errorf("%w: volume %s is not exported here", nbd.ErrNotFound, name)
+	}
 	v, err := x.node.cluster.Volume(ctx, name)
 	if errors.Is(err, cluster.ErrNotFound) || errors.Is(err, cluster.ErrInvalid) {
 		err = fmt.Errorf("%w: %w", nbd.ErrNotFound, err)
@@ -91,6 +104,16 @@ func (x *exports) volume(ctx context.Context, name string) (cluster.VolumeInfo, 
 
 // Open implements nbd.Exports.
 func (x *exports) Open(ctx context.Context, name string) (nbd.Device, func(), error) {
+	e, leave, err := x.hold(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	return e.a.dev, leave, nil
+}
+
+// hold returns a volume's export, open, and counts the caller as a client until
+// leave is called.
+func (x *exports) hold(ctx context.Context, name string) (e *export, leave func(), err error) {
 	for {
 		v, err := x.volume(ctx, name)
 		if err != nil {
@@ -103,9 +126,12 @@ func (x *exports) Open(ctx context.Context, name string) (nbd.Device, func(), er
 		if first {
 			x.attach(ctx, v.ID, e)
 		}
-		dev, retry, err := x.await(ctx, v.ID, e)
-		if !retry {
-			return dev, sync.OnceFunc(func() { x.leave(v.ID, e) }), err
+		retry, err := x.await(ctx, v.ID, e)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case !retry:
+			return e, sync.OnceFunc(func() { x.leave(v.ID, e) }), nil
 		}
 	}
 }
@@ -178,27 +204,27 @@ func (x *exports) attach(ctx context.Context, id store.VolumeID, e *export) {
 }
 
 // await waits until the export is open; retry: it is ending, and absent now.
-func (x *exports) await(ctx context.Context, id store.VolumeID, e *export) (dev nbd.Device, retry bool, err error) {
+func (x *exports) await(ctx context.Context, id store.VolumeID, e *export) (retry bool, err error) {
 	select {
 	case <-e.ready:
 	case <-ctx.Done():
 		x.leave(id, e)
-		return nil, false, ctx.Err()
+		return false, ctx.Err()
 	}
 	x.mu.Lock()
 	ending := e.ending
 	x.mu.Unlock()
 	switch {
 	case e.err != nil:
-		return nil, false, e.err
+		return false, e.err
 	case !ending:
-		return e.a.dev, false, nil
+		return false, nil
 	}
 	select {
 	case <-e.gone:
-		return nil, true, nil
+		return true, nil
 	case <-ctx.Done():
-		return nil, false, ctx.Err()
+		return false, ctx.Err()
 	}
 }
 

@@ -121,7 +121,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.startDrops()
-	if err := n.startNBD(); err != nil {
+	if err := n.startNBD(nil); err != nil {
 		return err
 	}
 	n.startAPI()
