@@ -24,6 +24,9 @@ var (
 	ErrFailed = errors.New("store failed")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("store closed")
+	// ErrUnreachable: no connection to the store's node, or no answer in time.
+	// Whether the request was applied, or will yet be, is not known.
+	ErrUnreachable = errors.New("store unreachable")
 )
 
 // Error adds to an error what was done to what.
