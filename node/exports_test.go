@@ -34,7 +34,7 @@ func newTestNode(t *testing.T) (*Node, *cluster.Memory) {
 		settings: New(Settings{Name: "n1"}), log: slog.New(slog.DiscardHandler), process: process,
 		cluster: c, store: memstore.New(), failed: make(chan struct{}),
 	}
-	n.exports = newExports(n)
+	n.exports = newExports(n, nil)
 	register(t, n)
 	for _, name := range []string{"vol1", "vol2"} {
 		if _, err := c.CreateVolume(ctx, cluster.VolumeSpec{Name: name, Size: 1 << 20}); err != nil {
@@ -239,7 +239,7 @@ func TestOtherStore(t *testing.T) {
 	if err := n.store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	n.store, n.exports = memstore.New(), newExports(n)
+	n.store, n.exports = memstore.New(), newExports(n, nil)
 	if _, _, err := n.exports.Open(t.Context(), "vol1"); err == nil {
 		t.Fatal("an empty store is served in place of the one that had the volume")
 	}

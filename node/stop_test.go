@@ -33,7 +33,7 @@ func TestOwnPastIsDead(t *testing.T) {
 	release()
 	killed := n.exports
 	defer killed.close()
-	n.exports = newExports(n) // the records are as a kill leaves them
+	n.exports = newExports(n, nil) // the records are as a kill leaves them
 	n.process = past
 	_, release = mustOpen(t, n, "vol1")
 	release()
