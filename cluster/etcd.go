@@ -9,7 +9,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -18,50 +17,31 @@ import (
 // long when a leader is lost; with longer ones they paused 5 s.
 const callTimeout = 2 * time.Second
 
-// etcdKV is a KV over an etcd client, in process or over TCP.
-type etcdKV struct {
+// Client is a KV over an etcd client, in process or over TCP.
+type Client struct {
 	client *clientv3.Client
 	ctx    context.Context // the KV's lifetime
 	cancel context.CancelFunc
 }
 
-var _ KV = (*etcdKV)(nil)
+var _ KV = (*Client)(nil)
 
-// Dial returns a KV over the etcd members at the endpoints, each HOST:PORT. It
-// does not wait for a connection: the first call does. Plain connections only.
-func Dial(endpoints []string) (KV, error) {
-	if len(endpoints) == 0 {
-		return nil, fmt.Errorf("%w: no etcd endpoints", ErrInvalid)
-	}
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:            endpoints,
-		DialTimeout:          callTimeout,
-		DialKeepAliveTime:    callTimeout,
-		DialKeepAliveTimeout: callTimeout,
-		Logger:               zap.NewNop(),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("etcd at %v: %w", endpoints, err)
-	}
-	return newEtcdKV(client), nil
-}
-
-// newEtcdKV returns a KV that owns client.
-func newEtcdKV(client *clientv3.Client) *etcdKV {
+// newClient returns a KV that owns client.
+func newClient(client *clientv3.Client) *Client {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &etcdKV{client: client, ctx: ctx, cancel: cancel}
+	return &Client{client: client, ctx: ctx, cancel: cancel}
 }
 
 // call returns the context of one call: the caller's, ended with the KV, and
 // after callTimeout.
-func (e *etcdKV) call(ctx context.Context) (context.Context, context.CancelFunc) {
+func (e *Client) call(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	stop := context.AfterFunc(e.ctx, cancel)
 	return ctx, func() { stop(); cancel() }
 }
 
 // Get implements KV.
-func (e *etcdKV) Get(ctx context.Context, key string, at Revision) (Pair, Revision, error) {
+func (e *Client) Get(ctx context.Context, key string, at Revision) (Pair, Revision, error) {
 	cctx, cancel := e.call(ctx)
 	defer cancel()
 	resp, err := e.client.Get(cctx, key, clientv3.WithRev(int64(at)))
@@ -77,7 +57,7 @@ func (e *etcdKV) Get(ctx context.Context, key string, at Revision) (Pair, Revisi
 }
 
 // Range implements KV.
-func (e *etcdKV) Range(ctx context.Context, prefix string, at Revision) ([]Pair, Revision, error) {
+func (e *Client) Range(ctx context.Context, prefix string, at Revision) ([]Pair, Revision, error) {
 	cctx, cancel := e.call(ctx)
 	defer cancel()
 	resp, err := e.client.Get(cctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(int64(at)))
@@ -92,7 +72,7 @@ func (e *etcdKV) Range(ctx context.Context, prefix string, at Revision) ([]Pair,
 }
 
 // Commit implements KV.
-func (e *etcdKV) Commit(ctx context.Context, t Txn) (Outcome, error) {
+func (e *Client) Commit(ctx context.Context, t Txn) (Outcome, error) {
 	if err := t.check(); err != nil {
 		return Outcome{}, err
 	}
@@ -141,7 +121,7 @@ func etcdOps(ops []Op) []clientv3.Op {
 
 // failed maps the error of a call that changes nothing, or that may be
 // repeated whatever became of it.
-func (e *etcdKV) failed(ctx context.Context, err error) error {
+func (e *Client) failed(ctx context.Context, err error) error {
 	if e.ctx.Err() != nil {
 		return ErrClosed
 	}
@@ -163,7 +143,7 @@ func (e *etcdKV) failed(ctx context.Context, err error) error {
 
 // commitFailed maps the error of a transaction. Whatever is not known to have
 // been refused before it was proposed may have been done.
-func (e *etcdKV) commitFailed(ctx context.Context, err error) error {
+func (e *Client) commitFailed(ctx context.Context, err error) error {
 	mapped := e.failed(ctx, err)
 	if refused(err) {
 		return mapped
@@ -189,7 +169,7 @@ func refused(err error) bool {
 
 // Grant implements KV. etcd counts in whole seconds, and has a least TTL of
 // one and a half election timeouts.
-func (e *etcdKV) Grant(ctx context.Context, ttl time.Duration) (Lease, error) {
+func (e *Client) Grant(ctx context.Context, ttl time.Duration) (Lease, error) {
 	if ttl <= 0 {
 		return Lease{}, fmt.Errorf("%w: lease of %v", ErrInvalid, ttl)
 	}
@@ -204,7 +184,7 @@ func (e *etcdKV) Grant(ctx context.Context, ttl time.Duration) (Lease, error) {
 }
 
 // KeepAlive implements KV.
-func (e *etcdKV) KeepAlive(ctx context.Context, id LeaseID) error {
+func (e *Client) KeepAlive(ctx context.Context, id LeaseID) error {
 	cctx, cancel := e.call(ctx)
 	defer cancel()
 	_, err := e.client.KeepAliveOnce(cctx, clientv3.LeaseID(id))
@@ -215,7 +195,7 @@ func (e *etcdKV) KeepAlive(ctx context.Context, id LeaseID) error {
 }
 
 // Revoke implements KV.
-func (e *etcdKV) Revoke(ctx context.Context, id LeaseID) error {
+func (e *Client) Revoke(ctx context.Context, id LeaseID) error {
 	cctx, cancel := e.call(ctx)
 	defer cancel()
 	if _, err := e.client.Revoke(cctx, clientv3.LeaseID(id)); err != nil {
@@ -227,7 +207,7 @@ func (e *etcdKV) Revoke(ctx context.Context, id LeaseID) error {
 }
 
 // Close implements KV.
-func (e *etcdKV) Close() error {
+func (e *Client) Close() error {
 	e.cancel()
 	err := e.client.Close()
 	if errors.Is(err, context.Canceled) {

@@ -10,7 +10,7 @@ import (
 
 // Watch implements KV. The leader is required: without it a watch that lost
 // its quorum stays silent.
-func (e *etcdKV) Watch(ctx context.Context, prefix string, from Revision) iter.Seq2[Batch, error] {
+func (e *Client) Watch(ctx context.Context, prefix string, from Revision) iter.Seq2[Batch, error] {
 	return func(yield func(Batch, error) bool) {
 		wctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 		defer cancel()

@@ -29,9 +29,15 @@ type ServerOptions struct {
 	Cluster ID
 	Node    ring.NodeID // the member's name
 
-	Listen     netip.Addr // loopback only, for now: connections are plain
+	Listen     netip.Addr // where its ports are opened
+	Advertise  netip.Addr // where others reach them; zero: Listen
+	Insecure   bool       // allows addresses other than loopback: connections are plain
 	ClientPort int        // for etcd clients: base port + 2
 	PeerPort   int        // for other members: base port + 3
+
+	// Join is a client of the cluster that a new member joins, in which it was added
+	// (see Cluster.KeepMembers). nil: a new directory founds a cluster.
+	Join *Client
 
 	Log *slog.Logger // nil discards
 }
@@ -40,7 +46,7 @@ type ServerOptions struct {
 type Server struct {
 	opts ServerOptions
 	etcd *embed.Etcd
-	kv   *etcdKV
+	kv   *Client
 	log  *serverLog
 
 	closing sync.Once
@@ -256,4 +262,4 @@ func memberDir(dir string) string { return filepath.Join(dir, "member") }
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
 // newInProcess returns another KV over the member.
-func newInProcess(s *Server) *etcdKV { return newEtcdKV(v3client.New(s.etcd.Server)) }
+func newInProcess(s *Server) *Client { return newClient(v3client.New(s.etcd.Server)) }
