@@ -18,7 +18,9 @@ import (
 // records, and the volume opened under that. From attach to end:
 //
 //	cluster.Attach ─► volume.Open ─► Serving ─► served ─► volume.Close ─► Detach
-//	(epoch, lease)   (fences)       (not clean)          (all durable)   (clean)
+//	(epoch, lease)   (one value)    (not clean)          (all durable)   (clean)
+//
+// where Open itself calls Serving, when all copies are equal and durable.
 //
 // It ends by itself when the attachment is lost or the volume has stopped;
 // ended is closed then, and whoever keeps it calls end.
@@ -56,23 +58,18 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment) (*atta
 	if n.store == nil || !slices.Equal(att.Ring.Nodes, []ring.NodeID{n.settings.ID}) {
 		return nil, fmt.Errorf("it lies on the nodes %v, and this node reaches only its own store", att.Ring.Nodes)
 	}
-	found, err := n.incarnation(ctx, att)
-	if err != nil {
-		return nil, err
-	}
 	place := []ring.NodeID{n.settings.ID}
 	v, err := volume.Open(ctx, volume.Options{
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
 		Stores:    map[ring.NodeID]store.Store{n.settings.ID: n.store},
 		Place:     func(ring.ChunkIndex) []ring.NodeID { return place },
 		MinCopies: att.MinCopies(),
-		Logger:    n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
+		Clean:     att.Volume.Clean, Recorded: recorded(att.Incarnations),
+		Serving: func(ctx context.Context, f volume.Found) error { return att.Serving(ctx, incarnations(f)) },
+		Logger:  n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
 	})
 	if err != nil {
 		return nil, err
-	}
-	if err := att.Serving(ctx, []cluster.Incarnation{found}); err != nil {
-		return nil, errors.Join(err, v.Close())
 	}
 	a := &attached{att: att, vol: v, ended: make(chan struct{}), gone: make(chan struct{})}
 	a.dev = &device{vol: v, ended: a.ended, fail: a.lose}
@@ -82,26 +79,22 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment) (*atta
 	return a, nil
 }
 
-// incarnation returns what this node's store is now, before it is attached: if
-// it changes on the way, the volume opened on it refuses to serve (N2).
-func (n *Node) incarnation(ctx context.Context, att *cluster.Attachment) (cluster.Incarnation, error) {
-	st, err := n.store.Stat(ctx)
-	if err != nil {
-		return cluster.Incarnation{}, err
+// recorded gives the volume what the records say of its copies.
+func recorded(all []cluster.Incarnation) map[ring.NodeID]volume.Copy {
+	copies := make(map[ring.NodeID]volume.Copy, len(all))
+	for _, i := range all {
+		copies[i.Node] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
 	}
-	now := cluster.Incarnation{Node: n.settings.ID, Identity: st.Identity, Incarnation: st.Incarnation}
-	for _, was := range att.Incarnations {
-		switch {
-		case was.Node != now.Node:
-		case was.Identity != now.Identity: // N3: this store has nothing of the volume
-			return now, fmt.Errorf("its only copy was in the store %v of this node, which has the store %v now: "+
-				"bring the old store directory back", was.Identity, now.Identity)
-		case was.Incarnation != now.Incarnation && !att.Volume.Clean:
-			n.log.Warn("the machine stopped, or a sync failed, while the volume was served: writes that were not flushed may be gone",
-				"volume", att.Volume.Name)
-		}
+	return copies
+}
+
+// incarnations gives the records what the volume found.
+func incarnations(f volume.Found) []cluster.Incarnation {
+	all := make([]cluster.Incarnation, 0, len(f.Copies))
+	for id, c := range f.Copies {
+		all = append(all, cluster.Incarnation{Node: id, Identity: c.Identity, Incarnation: c.Incarnation})
 	}
-	return now, nil
+	return all
 }
 
 // watchAttached waits for the loss of the attachment.

@@ -21,6 +21,9 @@ var (
 	ErrReadOnly = errors.New("volume is read-only")
 	// ErrRange: the request reaches beyond the end of the volume.
 	ErrRange = errors.New("beyond the end of the volume")
+	// ErrOtherStore: a node has not the store that had the volume's copy, and so
+	// nothing of it (N3).
+	ErrOtherStore = errors.New("not the store that had the copy")
 	// ErrSequence: the attachment has given all its versions; the volume must
 	// be attached under another epoch before it can be written again.
 	ErrSequence = errors.New("no versions left in this epoch")

@@ -3,13 +3,11 @@ package volume
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"time"
 
-	"torus/ring"
 	"torus/store"
 )
 
@@ -20,13 +18,15 @@ const (
 )
 
 // Open fences the volume on every node against all lower epochs, makes the head
-// layer known where it is not, makes durable what an earlier attachment left,
-// and serves. ctx bounds the opening only. Every node must answer.
+// layer known where it is not, brings the copies to one value where the last
+// attachment did not end cleanly (I6), makes it durable, has Options.Serving
+// record that, and serves. Every node must answer: one that can't be reached, or
+// is started anew meanwhile, is tried again until ctx ends. ctx bounds the
+// opening only.
 //
 // store.ErrFenced if a node knows a higher epoch, store.ErrInvalid for options
-// out of bounds, or an epoch that has been used. Where an earlier attachment did
-// not end with Close, copies of what it had not acknowledged may differ; with
-// one copy there is nothing to differ from.
+// out of bounds, or an epoch that has been used, ErrOtherStore if a node has not
+// the store that was recorded.
 func Open(ctx context.Context, o Options) (*Volume, error) {
 	if err := o.complete(); err != nil {
 		return nil, &Error{Op: "open", Volume: o.ID, N: -1, Err: err}
@@ -78,83 +78,6 @@ func (o *Options) complete() error {
 			o.MinCopies, len(o.Stores))
 	case o.SyncBytes < 0 || o.SyncEvery < 0:
 		return fmt.Errorf("%w: sync every %d bytes, %v", store.ErrInvalid, o.SyncBytes, o.SyncEvery)
-	}
-	return nil
-}
-
-// attach fences every node and makes it ready to serve. A node that fails makes
-// the others' work vain, not wrong: a fence is only ever raised.
-func (v *Volume) attach(ctx context.Context, o Options) error {
-	ids := make([]ring.NodeID, 0, len(o.Stores))
-	for id := range o.Stores {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	nodes, errs := make([]*node, len(ids)), make([]error, len(ids))
-	each := func(do func(i int) error) error {
-		parallel(len(ids), maxCalls, func(i int) {
-			if err := do(i); err != nil {
-				errs[i] = fmt.Errorf("node %v: %w", ids[i], err)
-			}
-		})
-		return errors.Join(errs...)
-	}
-	// All fences stand before anything is asked: what a node answers then is
-	// what it has, no lower epoch adds to it.
-	err := each(func(i int) error {
-		r, err := o.Stores[ids[i]].Attach(ctx, v.id, v.epoch)
-		nodes[i] = &node{id: ids[i], replica: r}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	// The reconcile of copies that a crash left unequal has its place here.
-	if err := each(func(i int) error { return v.prepare(ctx, o.Stores[ids[i]], nodes[i].replica) }); err != nil {
-		return err
-	}
-	return v.place.init(o, nodes)
-}
-
-// prepare makes the head known on a node, refuses an epoch that was used, and
-// makes durable what earlier attachments left: the first stable mark of this
-// one will say that it is.
-func (v *Volume) prepare(ctx context.Context, s store.Store, r store.Replica) error {
-	head, parent := v.chain[0], store.LayerID(0)
-	if len(v.chain) > 1 {
-		parent = v.chain[1]
-	}
-	if err := r.Create(ctx, head, parent); err != nil {
-		return err
-	}
-	if err := v.checkUnused(ctx, s, r); err != nil {
-		return err
-	}
-	return r.Sync(ctx)
-}
-
-// checkUnused refuses an epoch under which the head was written before: its
-// versions would begin again, and the node would take the new writes for old
-// ones and drop them (N4). Each version on a node is at or below its stable
-// mark, or unstable.
-func (v *Volume) checkUnused(ctx context.Context, s store.Store, r store.Replica) error {
-	highest := store.Version(0)
-	for e, err := range r.Unstable(ctx, v.chain[0]) {
-		if err != nil {
-			return err
-		}
-		highest = max(highest, e.Version)
-	}
-	for l, err := range s.Layers(ctx) {
-		if err != nil {
-			return err
-		}
-		if l.ID == v.chain[0] {
-			highest = max(highest, l.Stable)
-		}
-	}
-	if highest.Epoch() >= v.epoch {
-		return fmt.Errorf("%w: epoch %v was used before: the head has version %v", store.ErrInvalid, v.epoch, highest)
 	}
 	return nil
 }

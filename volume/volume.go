@@ -56,6 +56,17 @@ type Options struct {
 	Place func(ring.ChunkIndex) []ring.NodeID
 	// MinCopies is how many copies a chunk must have to be written; default 1.
 	MinCopies int
+	// Clean says that the last holder detached cleanly (its Close returned nil):
+	// the copies are equal and durable. Otherwise they are compared and made so.
+	Clean bool
+	// Recorded is what Found.Copies was when the volume was last served; empty if
+	// it never was.
+	Recorded map[ring.NodeID]Copy
+	// Serving, unless nil, records what Open found, guarded by the epoch, and
+	// that the volume is no longer clean: it is called once, when the copies are
+	// equal and durable and before anything is served (PROTOCOL.md, Attach 5).
+	// Its error ends the opening; ctx is Open's.
+	Serving func(ctx context.Context, found Found) error
 	// ReadOnly refuses writes with ErrReadOnly.
 	ReadOnly bool
 
