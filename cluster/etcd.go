@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -20,8 +21,10 @@ const callTimeout = 2 * time.Second
 // Client is a KV over an etcd client, in process or over TCP.
 type Client struct {
 	client *clientv3.Client
-	ctx    context.Context // the KV's lifetime
+	ctx    context.Context // the client's lifetime
 	cancel context.CancelFunc
+
+	background sync.WaitGroup // ends with ctx
 }
 
 var _ KV = (*Client)(nil)
@@ -33,9 +36,10 @@ func newClient(client *clientv3.Client) *Client {
 }
 
 // call returns the context of one call: the caller's, ended with the KV, and
-// after callTimeout.
+// after callTimeout. A member that knows of no leader refuses it at once, and the next
+// attempt goes to another.
 func (e *Client) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), callTimeout)
 	stop := context.AfterFunc(e.ctx, cancel)
 	return ctx, func() { stop(); cancel() }
 }
@@ -135,7 +139,7 @@ func (e *Client) failed(ctx context.Context, err error) error {
 		return ErrNoLease
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return ErrFull
-	case refused(err) && !errors.Is(err, rpctypes.ErrTooManyRequests):
+	case refused(err) && !mayPass(err):
 		return fmt.Errorf("etcd: %w", err)
 	}
 	return fmt.Errorf("%w: etcd: %w", ErrUnavailable, err)
@@ -156,7 +160,7 @@ func (e *Client) commitFailed(ctx context.Context, err error) error {
 // nothing will be.
 func refused(err error) bool {
 	for _, no := range []error{
-		rpctypes.ErrLeaseNotFound, rpctypes.ErrNoSpace, rpctypes.ErrTooManyRequests,
+		rpctypes.ErrLeaseNotFound, rpctypes.ErrNoSpace,
 		rpctypes.ErrCompacted, rpctypes.ErrTooManyOps, rpctypes.ErrRequestTooLarge,
 	} {
 		if errors.Is(err, no) {
@@ -164,8 +168,17 @@ func refused(err error) bool {
 		}
 	}
 	code := status.Code(err)
-	return code == codes.InvalidArgument
+	return code == codes.InvalidArgument || mayPass(err)
 }
+
+// mayPass reports whether etcd said no for now, or a member did that serves no calls:
+// another attempt may do.
+func mayPass(err error) bool {
+	return errors.Is(err, rpctypes.ErrTooManyRequests) || errors.Is(err, rpctypes.ErrNoLeader) || errors.Is(err, errLearner)
+}
+
+// errLearner is what a member without a vote answers to all that a KV asks.
+var errLearner = rpctypes.Error(rpctypes.ErrGRPCNotSupportedForLearner)
 
 // Grant implements KV. etcd counts in whole seconds, and has a least TTL of
 // one and a half election timeouts.
@@ -210,6 +223,7 @@ func (e *Client) Revoke(ctx context.Context, id LeaseID) error {
 func (e *Client) Close() error {
 	e.cancel()
 	err := e.client.Close()
+	e.background.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

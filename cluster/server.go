@@ -2,47 +2,24 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.etcd.io/etcd/server/v3/storage/wal"
-	"google.golang.org/grpc"
-
-	"torus/ring"
+	"go.etcd.io/raft/v3/raftpb"
 )
 
-// ServerOptions is what an embedded etcd member needs.
-type ServerOptions struct {
-	Dir     string // of this member alone; made if it is not there
-	Cluster ID
-	Node    ring.NodeID // the member's name
-
-	Listen     netip.Addr // where its ports are opened
-	Advertise  netip.Addr // where others reach them; zero: Listen
-	Insecure   bool       // allows addresses other than loopback: connections are plain
-	ClientPort int        // for etcd clients: base port + 2
-	PeerPort   int        // for other members: base port + 3
-
-	// Join is a client of the cluster that a new member joins, in which it was added
-	// (see Cluster.KeepMembers). nil: a new directory founds a cluster.
-	Join *Client
-
-	Log *slog.Logger // nil discards
-}
-
 // Server is an embedded etcd member.
+//
+//	StartServer ── founds, joins or restarts ──> running ── Close ──> closed
+//	                                               ├─ Removed: the others took it out; Close, ClearServer
+//	                                               └─ Failed: etcd gave up, Err says why; Close
 type Server struct {
 	opts ServerOptions
 	etcd *embed.Etcd
@@ -52,6 +29,8 @@ type Server struct {
 	closing sync.Once
 	stopped chan struct{} // ends the streams of clients
 	failed  chan struct{}
+	removed chan struct{}
+	watched chan struct{} // closed when nobody waits for removal any more
 }
 
 // startPatience bounds how long a start may take.
@@ -62,166 +41,159 @@ const startPatience = 30 * time.Second
 // variable is etcd's own and read whenever a member starts, hence the once.
 var setSegmentSize = sync.OnceFunc(func() { wal.SegmentSizeBytes = 8 * 1000 * 1000 })
 
-// StartServer starts the etcd member of a directory: it founds a cluster of one
-// when the directory is new, and otherwise goes on as what was founded there.
-// It returns when the member serves. ErrOtherCluster, ErrFormat or ErrCorrupt
-// if the directory is not this cluster's, is too new, or lacks its data.
+// StartServer starts the etcd member of a directory. One that was founded or has
+// joined goes on as what it was. In a new one it founds a cluster of one, or with
+// o.Join becomes a member of one there is, which must have added it: see
+// Cluster.KeepMembers. A start that was interrupted is resumed.
+//
+// A member that is the only voter serves when StartServer returns. Any other only
+// runs: whether it serves depends on the others, see Ready.
+//
+// ErrOtherCluster, ErrFormat or ErrCorrupt if the directory is not this cluster's,
+// is too new, or lacks its data; ErrNotMember if the cluster did not add the node.
 func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.Advertise = o.advertised()
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}
-	if err := claimDir(o); err != nil {
+	record, err := claimDir(o)
+	if err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}
 	setSegmentSize()
-	s := &Server{opts: o, failed: make(chan struct{}), stopped: make(chan struct{})}
-	s.log = newServerLog(o.Log, func() { close(s.failed) })
-	if err := s.start(ctx); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	var s *Server
+	if record.Joined && !record.Founded {
+		s, err = join(ctx, o, record)
+	} else {
+		s, err = run(o, foundOrRestart)
+		err = s.serving(ctx, err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}
-	s.kv = newInProcess(s)
 	return s, nil
 }
 
-// start runs etcd and waits until it serves.
-func (s *Server) start(ctx context.Context) error {
+// run starts etcd and returns when it runs, whether it serves or not.
+func run(o ServerOptions, how initialCluster) (*Server, error) {
+	s := &Server{
+		opts: o, failed: make(chan struct{}), stopped: make(chan struct{}),
+		removed: make(chan struct{}), watched: make(chan struct{}),
+	}
+	s.log = newServerLog(o.Log, func() { close(s.failed) })
 	type started struct {
 		etcd *embed.Etcd
 		err  error
 	}
 	result := make(chan started, 1)
 	go func() { // etcd's fatal log lines end the goroutine that they are written in
-		e, err := embed.StartEtcd(s.config())
+		e, err := embed.StartEtcd(s.config(how))
 		result <- started{e, err}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, startPatience)
-	defer cancel()
 	select {
 	case r := <-result:
 		if r.err != nil {
-			return s.opts.explain(r.err)
+			return nil, o.explain(r.err)
 		}
 		s.etcd = r.etcd
 	case <-s.failed:
-		return s.Err()
+		return nil, s.Err()
+	}
+	s.kv = newClient(v3client.New(s.etcd.Server))
+	go s.watchRemoval()
+	return s, nil
+}
+
+// serving waits until a member that is the only voter serves, and records that its data
+// is there from now on. err is that of run. The server is closed if it fails.
+func (s *Server) serving(ctx context.Context, err error) error {
+	if err != nil {
+		return err
+	}
+	if err = s.becomeLeader(ctx); err == nil {
+		err = markFounded(s.opts, s.ID())
+	}
+	if err != nil {
+		s.Close() // only logs
+	}
+	return err
+}
+
+// becomeLeader makes the only voter its own leader, and waits until it serves. Left
+// alone it would wait for its election timeout first, up to a second. etcd refuses
+// until it has applied its own membership, so it is asked again.
+func (s *Server) becomeLeader(ctx context.Context) error {
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for s.onlyVoter() {
+		if id := uint64(s.ID()); s.etcd.Server.Leader() == 0 {
+			campaign := &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id}
+			if err := s.etcd.Server.Process(ctx, campaign); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-s.Ready():
+			return nil
+		case <-again.C:
+		case <-s.failed:
+			return s.Err()
+		case <-ctx.Done():
+			return fmt.Errorf("member in %s not ready: %w", s.opts.Dir, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// onlyVoter reports whether the member needs nobody else to serve.
+func (s *Server) onlyVoter() bool {
+	for _, m := range s.etcd.Server.Cluster().Members() {
+		if !m.IsLearner && m.ID != s.etcd.Server.MemberID() {
+			return false
+		}
+	}
+	return !s.etcd.Server.IsLearner()
+}
+
+// watchRemoval closes removed when etcd stops although nobody closed it. It may
+// do so without ever having said that it failed.
+func (s *Server) watchRemoval() {
+	defer close(s.watched)
+	select {
+	case <-s.etcd.Server.StopNotify():
+	case <-s.stopped:
+		return
 	}
 	select {
-	case <-s.etcd.Server.ReadyNotify():
-		if err := markFounded(s.opts); err != nil {
-			s.stop()
-			return err
-		}
-		return nil
+	case <-s.stopped:
 	case <-s.failed:
-		return s.Err()
-	case <-ctx.Done():
-		s.stop()
-		return fmt.Errorf("member in %s not ready: %w", s.opts.Dir, ctx.Err())
+	default:
+		close(s.removed)
 	}
 }
 
-// check returns ErrInvalid unless a member can run so.
-func (o ServerOptions) check() error {
-	if err := o.Cluster.check(); err != nil {
-		return err
-	}
-	if o.Dir == "" || o.Node == 0 {
-		return fmt.Errorf("%w: directory %q, node %v", ErrInvalid, o.Dir, o.Node)
-	}
-	if !o.Listen.IsLoopback() {
-		return fmt.Errorf("%w: listen address %v: etcd's connections are not encrypted yet, so only loopback addresses are allowed",
-			ErrInvalid, o.Listen)
-	}
-	if err := inRange("client port", o.ClientPort, 1, 65535); err != nil {
-		return err
-	}
-	return inRange("peer port", o.PeerPort, 1, 65535)
-}
-
-// config returns how etcd is run. What differs from its defaults:
-//
-//   - TickMs, ElectionMs: etcd's are 100 and 1000; 20 and 200 make a member that
-//     is alone its own leader within 0.2 s of its start, instead of up to 1 s. Idle,
-//     with its 50 wakeups a second, it takes 0.8 % of a core.
-//   - SnapshotCount, SnapshotCatchUpEntries: etcd keeps the last entries in
-//     memory; records are few, and a follower that is behind gets a snapshot.
-//   - no gRPC gateway: nobody speaks JSON to it, and it holds a connection.
-//   - MaxLearners, quota, compaction, MaxTxnOps: see the project's design.
-func (s *Server) config() *embed.Config {
-	c := embed.NewConfig()
-	c.Name = s.opts.Node.String()
-	c.Dir = s.opts.Dir
-	c.ListenClientUrls = []url.URL{s.opts.url(s.opts.ClientPort)}
-	c.AdvertiseClientUrls = c.ListenClientUrls
-	c.ListenPeerUrls = []url.URL{s.opts.url(s.opts.PeerPort)}
-	c.AdvertisePeerUrls = c.ListenPeerUrls
-	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	c.InitialClusterToken = "torus-" + string(s.opts.Cluster)
-	c.TickMs, c.ElectionMs = 20, 200
-	c.SnapshotCount, c.SnapshotCatchUpEntries = 2000, 1000
-	c.MaxLearners = 8
-	c.MaxTxnOps = MaxTxnOps
-	c.QuotaBackendBytes = 1 << 30
-	c.AutoCompactionMode = embed.CompactorModePeriodic
-	c.AutoCompactionRetention = "1h"
-	c.EnableGRPCGateway = false
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.log.zap())
-	c.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(s.endStreams)}
-	return c
-}
-
-// endStreams ends every stream of a client when the server stops: now and then
-// etcd's Close waited for an open watch, 5 s.
-func (s *Server) endStreams(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, cancel := context.WithCancel(ss.Context())
-	defer cancel()
-	go func() {
-		select {
-		case <-s.stopped:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return handler(srv, &endingStream{ss, ctx})
-}
-
-// endingStream is a stream with a context that the server ends.
-type endingStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-// Context implements grpc.ServerStream.
-func (s *endingStream) Context() context.Context { return s.ctx }
-
-func (o ServerOptions) addr(port int) string {
-	return net.JoinHostPort(o.Listen.String(), strconv.Itoa(port))
-}
-
-func (o ServerOptions) url(port int) url.URL { return url.URL{Scheme: "http", Host: o.addr(port)} }
-
-// explain says of an address in use which one it is, and what helps.
-func (o ServerOptions) explain(err error) error {
-	var op *net.OpError
-	if !errors.Is(err, syscall.EADDRINUSE) || !errors.As(err, &op) || op.Addr == nil {
-		return err
-	}
-	what, offset := "clients", 2
-	if op.Addr.String() == o.addr(o.PeerPort) {
-		what, offset = "peers", 3
-	}
-	return fmt.Errorf("address %v, for etcd's %s (base port + %d), is in use: choose another base port with --port: %w",
-		op.Addr, what, offset, syscall.EADDRINUSE)
-}
-
-// KV returns the records, reached in process. It is closed with the server.
+// KV returns the records, reached in process. It is closed with the server, and
+// silent when the member was removed: Dial's is not.
 func (s *Server) KV() KV { return s.kv }
 
 // Endpoint returns where clients reach the member: HOST:PORT.
 func (s *Server) Endpoint() string { return s.opts.addr(s.opts.ClientPort) }
+
+// ID returns etcd's number of the member.
+func (s *Server) ID() MemberID { return MemberID(s.etcd.Server.MemberID()) }
+
+// Ready is closed when the member has first found a leader and made itself known. In
+// a third of joins that comes 7 s after it has got its vote, so nothing waits for it there.
+func (s *Server) Ready() <-chan struct{} { return s.etcd.Server.ReadyNotify() }
+
+// Removed is closed when the other members have taken this one out. What is left is
+// to Close it, and ClearServer before its node joins again.
+func (s *Server) Removed() <-chan struct{} { return s.removed }
 
 // Failed is closed when etcd has given up, for example on a full disk. The process
 // lives on, without its records.
@@ -234,6 +206,9 @@ func (s *Server) Err() error { return s.log.fatal() }
 // own Close would hang for ever.
 func (s *Server) Close() error {
 	s.closing.Do(func() {
+		s.log.close()
+		close(s.stopped)
+		<-s.watched
 		s.kv.Close() // in process: it has nothing to fail with
 		s.stop()
 	})
@@ -242,8 +217,6 @@ func (s *Server) Close() error {
 
 // stop ends etcd, unless it has failed.
 func (s *Server) stop() {
-	s.log.close()
-	close(s.stopped)
 	select {
 	case <-s.failed:
 		return

@@ -168,12 +168,16 @@ func TestServerPortInUse(t *testing.T) {
 func TestServerRefusesOptions(t *testing.T) {
 	for text, change := range map[string]func(*ServerOptions){
 		`etcd: invalid: cluster "x" is not an ID of 16 hexadecimal digits`: func(o *ServerOptions) { o.Cluster = "x" },
-		"etcd: invalid: listen address 10.0.0.1: etcd's connections are not encrypted yet, so only loopback addresses are allowed": func(o *ServerOptions) {
+		"etcd: invalid: listen address 10.0.0.1: connections are not encrypted yet: whoever can reach them can read and change all data, so any address but loopback needs --insecure": func(o *ServerOptions) {
 			o.Listen = netip.MustParseAddr("10.0.0.1")
 		},
 		"etcd: invalid: client port 0, allowed are 1 to 65535":   func(o *ServerOptions) { o.ClientPort = 0 },
 		"etcd: invalid: peer port 65536, allowed are 1 to 65535": func(o *ServerOptions) { o.PeerPort = 65536 },
 		`etcd: invalid: directory "", node 00000000000000a1`:     func(o *ServerOptions) { o.Dir = "" },
+		"etcd: invalid: no listen address":                       func(o *ServerOptions) { o.Listen = netip.Addr{} },
+		"etcd: invalid: advertise address 0.0.0.0: nobody can connect to that; name one of this machine's with --advertise": func(o *ServerOptions) {
+			o.Insecure, o.Listen = true, netip.IPv4Unspecified()
+		},
 	} {
 		o := testServerOptions(t)
 		change(&o)
@@ -204,9 +208,6 @@ func TestServerRefusesDirectories(t *testing.T) {
 		func(o *ServerOptions) { o.Cluster = "00000000000000c2" })
 	refused(ErrInvalid, "etcd: invalid: directory "+o.Dir+" belongs to node 00000000000000a1, not 00000000000000a2",
 		func(o *ServerOptions) { o.Node = 0xa2 })
-	refused(ErrInvalid, fmt.Sprintf("etcd: invalid: directory %s was founded with the peer address 127.0.0.1:%d, which can't become 127.0.0.1:%d yet",
-		o.Dir, o.PeerPort, o.ClientPort), func(o *ServerOptions) { o.PeerPort, o.ClientPort = o.ClientPort, o.PeerPort })
-
 	file := filepath.Join(o.Dir, "torus.json")
 	good, err := os.ReadFile(file)
 	if err != nil {
@@ -231,7 +232,8 @@ func TestServerRefusesDirectories(t *testing.T) {
 	if err := os.RemoveAll(memberDir(o.Dir)); err != nil {
 		t.Fatal(err)
 	}
-	refused(ErrCorrupt, "etcd: directory "+o.Dir+": corrupt record: the records of cluster 00000000000000c1 were here and are gone", same)
+	refused(ErrCorrupt, "etcd: directory "+o.Dir+": corrupt record: the records of cluster 00000000000000c1 were here and are gone: "+
+		`if other nodes still have them, remove this one with "torus node remove" and join anew`, same)
 }
 
 // A first start that was killed counts for nothing: the next one founds again,
