@@ -1,0 +1,166 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"torus/store"
+)
+
+// A call is one method of the contract on its way. Calls are reused: between
+// getCall and putCall one belongs to the method, but for what conn.start and
+// conn.wait say.
+type call struct {
+	req     request
+	patient bool   // Patience instead of Timeout
+	out     []byte // sent behind the header; the method's caller's
+	in      []byte // a read's pages go here; the method's caller's
+	info    []store.PageInfo
+	chain   []byte // reused for out
+	lane    *lane  // that it was sent on, if it was
+
+	// The answer.
+	body   []byte // reused
+	more   bool
+	err    error
+	remote bool // err is the store's
+
+	head  [requestSize]byte
+	timer *time.Timer
+	done  chan struct{} // capacity 1: the connection lets go of the call
+
+	// Guarded by the connection's mutex.
+	stage     stage
+	slot      uint32
+	writing   bool // out is being sent
+	reading   bool // in, info or body is being filled
+	answered  bool // perhaps while it is still being sent
+	abandoned bool // the method waits only for the connection to let go
+}
+
+func (c *Client) getCall(o op) *call {
+	k, ok := c.calls.Get().(*call)
+	if !ok {
+		k = &call{timer: time.NewTimer(time.Hour), done: make(chan struct{}, 1)}
+		k.timer.Stop()
+	}
+	k.req = request{op: o}
+	return k
+}
+
+func (c *Client) putCall(k *call) {
+	k.patient, k.out, k.in, k.info, k.lane, k.err = false, nil, nil, nil, nil, nil
+	c.calls.Put(k)
+}
+
+// errBroken: the connection broke before the answer came.
+var errBroken = errors.New("connection broken")
+
+// do sends k until it is answered, its time is over or ctx is done. Then no
+// connection touches its slices any more.
+func (c *Client) do(ctx context.Context, k *call) error {
+	k.remote = false // a list uses its call again
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if !c.enter() {
+		return store.ErrClosed
+	}
+	defer c.leave()
+	k.req.body = uint32(len(k.out))
+	k.req.bodySum = checksum(k.out)
+	k.lane = nil
+	k.timer.Reset(c.options.Timeout)
+	defer k.timer.Stop()
+	var patience time.Time
+	if k.patient {
+		patience = time.Now().Add(c.options.Patience)
+	}
+	for {
+		conn, err := c.connection(ctx, k)
+		if err != nil {
+			return err
+		}
+		if k.patient {
+			k.timer.Reset(time.Until(patience))
+		}
+		if !conn.start(k) {
+			continue
+		}
+		err = conn.wait(ctx, k)
+		if !errors.Is(err, errBroken) {
+			return err
+		}
+		// Again, on the same lane: what the server still has of the broken
+		// connection is done with when the next one begins.
+		k.lane, k.remote = conn.lane, false
+		if k.patient {
+			k.timer.Reset(min(c.options.Timeout, time.Until(patience)))
+		}
+	}
+}
+
+// connection returns one for k: of its lane, if it has one, else the one with
+// the least under way. It waits until there is one.
+func (c *Client) connection(ctx context.Context, k *call) (*conn, error) {
+	if conn := c.pick(k.lane); conn != nil {
+		return conn, nil
+	}
+	for {
+		c.mu.Lock()
+		changed := c.changed
+		conn, err := c.pick(k.lane), c.lastError(k.lane)
+		c.mu.Unlock()
+		var refused *RefusedError
+		switch {
+		case conn != nil:
+			return conn, nil
+		case errors.As(err, &refused):
+			return nil, refused
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-c.ctx.Done():
+			return nil, store.ErrClosed
+		case <-k.timer.C:
+			return nil, fmt.Errorf("%w: no connection to node %016x at %s: %v", store.ErrUnreachable, c.options.Node, c.options.Addr, err)
+		}
+	}
+}
+
+func (c *Client) pick(l *lane) *conn {
+	if l != nil {
+		return l.conn.Load()
+	}
+	var least *conn
+	for _, l := range c.lanes {
+		if conn := l.conn.Load(); conn != nil && (least == nil || conn.load.Load() < least.load.Load()) {
+			least = conn
+		}
+	}
+	return least
+}
+
+// lastError says why there is no connection. Called with mu held.
+func (c *Client) lastError(l *lane) error {
+	if l == nil {
+		l = c.lanes[0]
+	}
+	if l.err == nil {
+		return errors.New("not connected yet")
+	}
+	return l.err
+}
+
+// late is the error of a call whose time is over.
+func (c *Client) late(k *call) error {
+	d := c.options.Timeout
+	if k.patient {
+		d = c.options.Patience
+	}
+	return fmt.Errorf("%w: no answer from node %016x at %s in %v", store.ErrUnreachable, c.options.Node, c.options.Addr, d)
+}

@@ -1,0 +1,7 @@
+//go:build !race
+
+package remote
+
+func release() {}
+
+const raceEnabled = false
