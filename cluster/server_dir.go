@@ -134,13 +134,15 @@ func readDirRecord(path string) (r dirRecord, err error) {
 	return r, nil
 }
 
-// writeDirRecord replaces the file, durably.
-func writeDirRecord(path string, r dirRecord) error {
+func writeDirRecord(path string, r dirRecord) error { return writeJSON(path, r) }
+
+// writeJSON replaces a file, durably.
+func writeJSON(path string, r any) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".torus.json-*")
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return err
 	}

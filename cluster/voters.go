@@ -14,10 +14,12 @@ type Candidate struct {
 	Name  string
 	Zone  ring.Zone
 	Host  string
-	Etcd  bool   // has the role etcd
-	Peer  string // HOST:PORT at which its member is or would be reached by others
+	Etcd  bool // has the role etcd
 	Alive bool
 	Gone  time.Duration // for how long it has not been alive
+
+	Peer   string // HOST:PORT at which its member is or would be reached by others
+	Client string // the same for clients
 }
 
 // Seated is an etcd member as the choice of voters sees it.
@@ -133,7 +135,7 @@ func (b *ballot) removeDead() Step {
 		if s.node == nil {
 			return s.step(StepRemove, "%s was removed from the cluster, and is still an etcd member", s.name())
 		}
-		return s.step(StepRemove, "%s has not been alive for %v: another takes its place in etcd", s.name(), s.node.Gone.Round(time.Second))
+		return s.step(StepRemove, "%s has not been alive for %v, and is not needed as an etcd member", s.name(), s.node.Gone.Round(time.Second))
 	}
 	return Step{}
 }
@@ -144,27 +146,31 @@ func (b *ballot) add() Step {
 		if !n.wanted() || n.seat != nil || !n.Alive {
 			continue
 		}
-		if n.vote {
-			return Step{Kind: StepAdd, Node: n.ID, Peer: n.Peer, Why: fmt.Sprintf("%s becomes an etcd member, and is to get a vote", n.Name)}
+		why := "node %s becomes an etcd member, and is to get a vote"
+		if n.learner {
+			why = "node %s becomes an etcd member without a vote: it has the records too"
 		}
-		return Step{Kind: StepAdd, Node: n.ID, Peer: n.Peer, Why: fmt.Sprintf("%s becomes an etcd member without a vote: it has the records too", n.Name)}
+		return Step{Kind: StepAdd, Node: n.ID, Peer: n.Peer, Why: fmt.Sprintf(why, n.Name)}
 	}
 	return Step{}
 }
 
-// promote gives learners their votes, once all have started that are to get one.
+// promote gives learners their votes, once all that are to get one have started and live.
 func (b *ballot) promote() Step {
 	var first *seat
 	for _, n := range b.nodes {
 		switch {
-		case !n.vote || n.seat != nil && !n.seat.Learner:
-		case n.seat == nil: // add has not taken it: it is not alive
-			return Step{Kind: StepWait, Node: n.ID, Peer: n.Peer, Why: fmt.Sprintf("waiting for %s, which is to become an etcd member", n.Name)}
-		case !n.seat.Started:
-			return n.seat.step(StepWait, "waiting for %s to start its etcd member", n.Name)
+		case !n.vote || n.votes():
+		case !n.seat.Started: // it has a seat: add comes before
+			return n.seat.step(StepWait, "waiting for node %s to start its etcd member", n.Name)
+		case !n.Alive:
+			return n.seat.step(StepWait, "waiting for node %s, which is to get a vote in etcd and is not alive", n.Name)
 		case first == nil:
 			first = n.seat
 		}
+	}
+	if b.chosen() < b.target {
+		return Step{Kind: StepWait, Why: b.lacking()}
 	}
 	if first == nil {
 		return Step{}
@@ -189,11 +195,11 @@ func (b *ballot) removeSurplus() Step {
 	return Step{}
 }
 
-// lacking says what keeps the voters from being as many as they should be, and what helps.
+// lacking says what keeps the voters from being as many as they should be; empty if nothing does.
 func (b *ballot) lacking() string {
 	want := votersFor(len(b.nodes))
-	if b.target >= want {
+	if min(b.target, b.chosen()) >= want {
 		return ""
 	}
-	return fmt.Sprintf("etcd has %d of %d voters: more living nodes with the role etcd are needed", b.target, want)
+	return fmt.Sprintf("etcd has %d voters, and should have %d: more living nodes with the role etcd are needed", b.chosen(), want)
 }

@@ -110,7 +110,7 @@ func (b *ballot) count() int {
 		switch {
 		case n.votes():
 			voting++
-		case n.Etcd && n.Alive && !b.taken(n):
+		case b.eligible(n):
 			alive++
 		case n.Etcd && n.Gone < b.Gone && !b.taken(n):
 			soon++
@@ -136,7 +136,7 @@ func (b *ballot) replaceable(n *voter) bool {
 	spare, long := 0, 0
 	for _, other := range b.nodes {
 		switch {
-		case b.eligible(other):
+		case other.Alive && b.eligible(other):
 			spare++
 		case other.votes() && !other.Alive && other.Gone >= b.Gone && other.ID <= n.ID:
 			long++ // up to and with this one
@@ -145,9 +145,10 @@ func (b *ballot) replaceable(n *voter) bool {
 	return long <= spare
 }
 
-// eligible reports whether the node could get a vote now that it hasn't.
+// eligible reports whether the node, that has no vote, can get one: it lives, or is a member
+// already and may be back soon.
 func (b *ballot) eligible(n *voter) bool {
-	return n.Etcd && n.Alive && !n.votes() && !b.taken(n)
+	return n.Etcd && !n.votes() && !b.taken(n) && (n.Alive || n.seat != nil && n.Gone < b.Gone)
 }
 
 func (b *ballot) chosen() (count int) {
@@ -165,17 +166,17 @@ func (b *ballot) dropOne() {
 	b.best(func(n *voter) bool { return n.vote }, func(n *voter) []int {
 		n.vote = false
 		defer func() { n.vote = true }()
-		return append([]int{fewer(n.Alive)}, b.crowding()...)
+		return append([]int{avoid(n.Alive)}, b.crowding()...)
 	}, true).vote = false
 }
 
 // takeOne chooses the node with which the voters are spread best; among equals one that is
-// a learner already. False if there is none.
+// alive, then one that is a learner already. False if there is none.
 func (b *ballot) takeOne() bool {
 	n := b.best(func(n *voter) bool { return !n.vote && b.eligible(n) }, func(n *voter) []int {
 		n.vote = true
 		defer func() { n.vote = false }()
-		return append(b.crowding(), fewer(n.seat == nil))
+		return append(b.crowding(), avoid(!n.Alive), avoid(n.seat == nil))
 	}, false)
 	if n == nil {
 		return false
@@ -196,7 +197,7 @@ func (b *ballot) spread() {
 	var from, to *voter
 	for _, out := range b.nodes {
 		for _, in := range b.nodes {
-			if !out.vote || in.vote || !b.eligible(in) {
+			if !out.vote || in.vote || !in.Alive || !b.eligible(in) {
 				continue
 			}
 			out.vote, in.vote = false, true
@@ -215,11 +216,11 @@ func (b *ballot) spread() {
 // one that has them already, unless it has been gone for too long, or the best spread.
 func (b *ballot) chooseLearner() {
 	n := b.best(func(n *voter) bool {
-		return n.Etcd && !n.vote && !b.taken(n) && (n.Alive || n.seat != nil && n.Gone < b.Gone)
+		return !n.vote && (b.eligible(n) || n.votes() && n.Alive)
 	}, func(n *voter) []int {
 		n.vote = true
 		defer func() { n.vote = false }()
-		return append([]int{fewer(n.seat == nil || !n.seat.Learner)}, b.crowding()...)
+		return append([]int{avoid(n.seat == nil || !n.seat.Learner)}, b.crowding()...)
 	}, false)
 	if n != nil {
 		n.learner = true
@@ -264,8 +265,8 @@ func squares[K comparable](counts map[K]int) (sum int) {
 }
 
 // fewer is a cost of 1 for what is better avoided.
-func fewer(avoid bool) int {
-	if avoid {
+func avoid(is bool) int {
+	if is {
 		return 1
 	}
 	return 0
