@@ -7,7 +7,6 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"torus/store"
 	"torus/store/memstore"
@@ -24,6 +23,7 @@ const (
 type machine struct {
 	disk    *memstore.Disk
 	network string // tcp or unix
+	client  *remote.Client
 	server  *remote.Server
 	served  chan error
 }
@@ -34,18 +34,20 @@ func (m *machine) Open(t *testing.T) store.Store {
 	m.server, m.served = serve(t, l, inner)
 	c := remote.NewClient(remote.ClientOptions{
 		Addr: l.Addr().String(), Cluster: cluster, Node: node, Dial: dialer(m.network),
-		Timeout: 500 * time.Millisecond, // the suite calls stores that are gone
-		Logger:  testLogger(t),
+		Logger: testLogger(t),
 	})
 	t.Cleanup(func() { c.Close() })
+	m.client = c
 	return &whole{c, m, inner}
 }
 
+// stop ends the client too: the suite calls replicas of stores that are gone,
+// and each call would look for them until its time is over.
 func (m *machine) stop(t *testing.T) {
 	if m.server == nil {
 		return
 	}
-	if err := errors.Join(m.server.Close(), <-m.served); err != nil {
+	if err := errors.Join(m.client.Close(), m.server.Close(), <-m.served); err != nil {
 		t.Error(err)
 	}
 	m.server = nil
