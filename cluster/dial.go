@@ -87,13 +87,22 @@ func (e *Client) setEndpoints(members []Member) {
 }
 
 // reachable asks the member at an address, HOST:PORT for clients, which it is, and
-// whether it has begun to follow the others.
+// whether it has begun to follow the others. A plain connection comes first: etcd's client
+// goes on trying where nobody listens until its time is over.
 func (e *Client) reachable(ctx context.Context, addr string, id MemberID) bool {
-	cctx, cancel := e.call(ctx)
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
-	status, err := e.client.Status(cctx, "http://"+addr)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return false
+	}
+	conn.Close() // nothing was written
+	status, err := e.client.Status(ctx, "http://"+addr)
 	return err == nil && status.Header.MemberId == uint64(id) && status.RaftAppliedIndex > 0
 }
+
+// reachTimeout is enough for a member that is well.
+const reachTimeout = 500 * time.Millisecond
 
 // checkEndpoint returns ErrInvalid unless s is HOST:PORT.
 func checkEndpoint(s string) error {

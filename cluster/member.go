@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -98,8 +97,8 @@ func (e *Client) movePeer(ctx context.Context, id MemberID, peer string) error {
 
 // Why etcd does not change its members yet.
 var (
-	errUnhealthy = errors.New("etcd changes no members until all voters that count have been connected for 5 s")
-	errNotReady  = errors.New("the learner has not caught up yet")
+	errUnhealthy = errors.New("waiting until etcd's voters have been connected for 5 s")
+	errNotReady  = errors.New("waiting until it has caught up with the records")
 )
 
 // memberFailed maps the error of a membership change. Whatever it is, the change
@@ -110,7 +109,7 @@ func (e *Client) memberFailed(ctx context.Context, err error) error {
 	}
 	for text, is := range memberErrors {
 		if strings.Contains(err.Error(), text) {
-			return fmt.Errorf("%w: etcd: %v", is, err)
+			return is
 		}
 	}
 	return e.failed(ctx, err)

@@ -24,8 +24,9 @@ const keeperTTL = 10 * time.Second
 // How often the keeper looks: at rest, and while something is under way. It alone
 // does, three reads each time, which is less than following three kinds of records.
 const (
-	lookEvery     = time.Second
-	lookAgainSoon = 100 * time.Millisecond
+	lookEvery        = time.Second
+	lookAgainSoon    = 100 * time.Millisecond
+	lookAfterRefusal = 300 * time.Millisecond
 )
 
 // KeepMembers brings etcd's members to what the nodes' records ask for (see
@@ -84,7 +85,8 @@ type keeper struct {
 	gone    map[ring.NodeID]time.Duration // since when a node has not been alive
 	waiting map[MemberID]time.Duration    // since when a member has been seen not started
 
-	refused time.Duration // since when etcd has refused to change members; 0: it hasn't
+	refused Step          // what etcd has refused last; zero: nothing since it did a step
+	since   time.Duration // of the first refusal
 	warned  bool          // of that
 }
 
@@ -144,7 +146,7 @@ func (k *keeper) keep(ctx context.Context) error {
 // look does the step that is due, and says when to look again.
 func (k *keeper) look(ctx context.Context) (time.Duration, error) {
 	step, err := k.next(ctx)
-	if err == nil {
+	if err == nil && (step.Kind <= StepWait || step != k.refused) { // of that the record says more
 		err = k.tell(ctx, step.Why)
 	}
 	switch {
@@ -155,11 +157,13 @@ func (k *keeper) look(ctx context.Context) (time.Duration, error) {
 	case step.Kind == StepWait:
 		return lookAgainSoon, nil
 	}
-	waits, err := k.do(ctx, step)
-	if err == nil && waits != "" {
-		err = k.tell(ctx, waits)
+	switch refusal, err := k.do(ctx, step); {
+	case err != nil:
+		return 0, err
+	case refusal != nil:
+		return lookAfterRefusal, k.tell(ctx, fmt.Sprintf("%s: %v", step.Why, refusal))
 	}
-	return lookAgainSoon, err
+	return lookAgainSoon, nil
 }
 
 // renew keeps the lease, three times in its time.
@@ -239,42 +243,40 @@ func stillSo[K comparable](before, now map[K]time.Duration, key K, at time.Durat
 	return at - since
 }
 
-// do does a step. If that has to wait, it returns a sentence that says for what.
-func (k *keeper) do(ctx context.Context, s Step) (waits string, err error) {
+// do does a step, unless etcd refuses: it may do so for a while.
+func (k *keeper) do(ctx context.Context, s Step) (refusal, err error) {
 	if leaseLeft(k.sent, k.lease.TTL, k.c.opts.Now()) <= 0 {
-		return "", fmt.Errorf("%w: the keeper's", ErrNoLease) // another may be at it
+		return nil, fmt.Errorf("%w: the keeper's", ErrNoLease) // another may be at it
 	}
 	switch s.Kind {
 	case StepAdd:
-		_, err = k.etcd.addLearner(ctx, s.Peer)
+		_, refusal = k.etcd.addLearner(ctx, s.Peer)
 	case StepPromote:
-		err = k.etcd.promote(ctx, s.Member)
+		refusal = k.etcd.promote(ctx, s.Member)
 	case StepRemove:
-		err = k.etcd.remove(ctx, s.Member)
+		refusal = k.etcd.remove(ctx, s.Member)
 	}
 	if ctx.Err() != nil {
-		return "", ctx.Err()
+		return nil, ctx.Err()
 	}
-	k.refusedFor(s, err)
-	if err != nil {
-		return fmt.Sprintf("%s: %v", s.Why, err), nil
-	}
-	return "", nil
+	k.note(s, refusal)
+	return refusal, nil
 }
 
-// refusedFor warns, once, when etcd has refused for long.
-func (k *keeper) refusedFor(s Step, err error) {
-	if err == nil {
-		k.refused, k.warned = 0, false
+// note remembers what etcd refuses, and warns, once, when that goes on for long.
+func (k *keeper) note(s Step, refusal error) {
+	if refusal == nil {
+		k.refused, k.warned = Step{}, false
 		return
 	}
 	now := k.c.opts.Now()
-	if k.refused == 0 {
-		k.refused = now
+	if k.refused == (Step{}) {
+		k.since = now
 	}
-	if !k.warned && now-k.refused >= refusalPatience {
+	k.refused = s
+	if !k.warned && now-k.since >= refusalPatience {
 		k.warned = true
-		k.c.opts.Log.Warn("etcd's members can't be changed", "step", s.Why, "for", now-k.refused, "err", err)
+		k.c.opts.Log.Warn("etcd's members can't be changed", "step", s.Why, "for", now-k.since, "err", refusal)
 	}
 }
 

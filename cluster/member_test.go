@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +50,7 @@ func (m *machine) readdress() {
 func testLog(t *testing.T, id ring.NodeID) *slog.Logger {
 	var b lockedBuffer
 	t.Cleanup(func() {
-		if t.Failed() {
+		if t.Failed() || testing.Verbose() {
 			t.Logf("log of n%d:\n%s", id, b.String())
 		}
 	})
@@ -226,28 +225,253 @@ func memberList(members []Member, nodes []NodeInfo) string {
 	return strings.Join(all, " ")
 }
 
-// Three machines, one after the other: a learner, then three voters; one is killed and comes
-// back; the leader moves; everybody goes on.
-func TestMembersJoinOneByOne(t *testing.T) {
-	began := time.Now()
-	n1 := newMachine(t, 1).found()
-	t.Logf("founded after %v", time.Since(began))
-	n2 := newMachine(t, 2).join(n1.client.Endpoints()...)
-	t.Logf("n2 a learner after %v more", n1.wantMembers(10*time.Second, "1 2-"))
-	n3 := newMachine(t, 3).join(n1.client.Endpoints()...)
-	t.Logf("three voters after %v more", n1.wantMembers(10*time.Second, "1 2 3"))
-	if all := time.Since(began); all > 15*time.Second {
-		t.Errorf("three voters only after %v", all)
-	}
-	t.Logf("in all %v", time.Since(began))
-	eventually(t, 20*time.Second, func() error {
-		if n := len(n3.client.Endpoints()); n != 3 {
-			return fmt.Errorf("n3 knows %d endpoints", n)
+// threeVoters returns a cluster of three machines.
+func threeVoters(t *testing.T) (n1, n2, n3 *machine) {
+	t.Helper()
+	n1 = newMachine(t, 1).found()
+	n2 = newMachine(t, 2).join(n1.client.Endpoints()...)
+	n3 = newMachine(t, 3).join(n1.client.Endpoints()...)
+	n1.wantMembers(15*time.Second, "1 2 3")
+	return n1, n2, n3
+}
+
+// knows waits until the machine's client knows so many voters.
+func (m *machine) knows(voters int) {
+	m.t.Helper()
+	eventually(m.t, 15*time.Second, func() error {
+		if all := m.client.Endpoints(); len(all) != voters {
+			return fmt.Errorf("%s knows %v, want %d voters", m.node.Name, all, voters)
 		}
 		return nil
 	})
-	_ = n2
 }
 
-var _ = errors.Is
-var _ = bytes.Equal
+// writes commits a record, patiently, and says how long it took.
+func (m *machine) writes(key string) time.Duration {
+	m.t.Helper()
+	return eventually(m.t, 15*time.Second, func() error {
+		_, err := m.client.Commit(m.t.Context(), Txn{Then: []Op{put(key, "x")}})
+		return err
+	})
+}
+
+// Machines that join one after the other: a learner, then three voters.
+func TestMembersJoin(t *testing.T) {
+	t.Parallel()
+	began := time.Now()
+	n1 := newMachine(t, 1).found()
+	n2 := newMachine(t, 2).join(n1.client.Endpoints()...)
+	n1.wantMembers(10*time.Second, "1 2-")
+	t.Logf("a learner after %v", time.Since(began))
+	newMachine(t, 3).join(n1.client.Endpoints()...)
+	n2.wantMembers(10*time.Second, "1 2 3")
+	t.Logf("three voters after %v", time.Since(began))
+	if all := time.Since(began); all > 15*time.Second {
+		t.Errorf("three voters only after %v", all)
+	}
+	newMachine(t, 4).join(n1.client.Endpoints()...)
+	eventually(t, 5*time.Second, func() error {
+		k, err := n2.Keeping(t.Context())
+		if err == nil && (k.Node != 1 || k.Doing != "") {
+			err = fmt.Errorf("%+v", k)
+		}
+		return err
+	})
+	n2.wantMembers(0, "1 2 3") // the fourth runs no etcd
+}
+
+// The machine that was founded, whose address alone the others were given, and which is keeper and
+// leader, is stopped: the others go on, and it comes back.
+func TestMembersSurviveTheFirst(t *testing.T) {
+	t.Parallel()
+	n1, n2, n3 := threeVoters(t)
+	n2.knows(3)
+	n3.knows(3)
+	n1.close()
+	t.Logf("writes paused for %v", n3.writes("k"))
+	eventually(t, 15*time.Second, func() error {
+		k, err := n2.Keeping(t.Context())
+		if err == nil && k.Node != 2 && k.Node != 3 {
+			err = fmt.Errorf("kept by %v", k.Node)
+		}
+		return err
+	})
+	n1.restart()
+	wantPair(t, n1.client, "k", 0, "x")
+	n1.knows(3)
+	n1.wantMembers(0, "1 2 3")
+
+	leader := n1.seat.Server().etcd.Server
+	for _, m := range []*machine{n1, n2, n3} {
+		if s := m.seat.Server().etcd.Server; s.Leader() == s.MemberID() {
+			leader = s
+		}
+	}
+	for _, m := range []*machine{n1, n2, n3} {
+		to := m.seat.Server().etcd.Server
+		if to == leader {
+			continue
+		}
+		if err := leader.MoveLeader(t.Context(), uint64(leader.MemberID()), uint64(to.MemberID())); err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	t.Logf("after the leader moved, a write took %v", n2.writes("k2"))
+}
+
+// All stopped and started again, one after the other: the first waits for the second.
+func TestMembersAllRestart(t *testing.T) {
+	t.Parallel()
+	n1, n2, n3 := threeVoters(t)
+	n1.writes("k")
+	for _, m := range []*machine{n1, n2, n3} {
+		m.knows(3)
+		m.close()
+	}
+	var all sync.WaitGroup
+	for _, m := range []*machine{n1, n2, n3} {
+		all.Go(func() { m.restart() })
+	}
+	all.Wait()
+	n3.wantMembers(0, "1 2 3")
+	wantPair(t, n2.client, "k", 0, "x")
+}
+
+// Two that join at the same moment both get in.
+func TestMembersJoinAtOnce(t *testing.T) {
+	t.Parallel()
+	n1 := newMachine(t, 1).found()
+	n2, n3 := newMachine(t, 2), newMachine(t, 3)
+	var both sync.WaitGroup
+	both.Go(func() { n2.join(n1.client.Endpoints()...) })
+	both.Go(func() { n3.join(n1.client.Endpoints()...) })
+	both.Wait()
+	t.Logf("three voters after %v more", n1.wantMembers(15*time.Second, "1 2 3"))
+}
+
+// A voter's node is removed: with two left there is one voter, and the other is a learner
+// again, in the directory that it had; a third takes the vote of the removed one.
+func TestMembersRemoved(t *testing.T) {
+	t.Parallel()
+	n1, n2, n3 := threeVoters(t)
+	if err := n3.seat.Leave(t.Context()); !errors.Is(err, ErrInvalid) {
+		t.Errorf("left without being removed: %v", err)
+	}
+	n1.unregister(3)
+	if err := n3.seat.Leave(t.Context()); err != nil {
+		t.Error(err)
+	}
+	eventually(t, 10*time.Second, func() error {
+		if has, err := HasMember(n3.opts.Dir); err != nil || has || n3.seat.Server() != nil {
+			return fmt.Errorf("the removed one has its member still: %v, %v", has, err)
+		}
+		return nil
+	})
+	n3.close()
+	n1.wantMembers(20*time.Second, "1 2-")
+	n2.writes("k")
+	newMachine(t, 4).join(n1.client.Endpoints()...)
+	n1.wantMembers(20*time.Second, "1 2 4")
+}
+
+// A voter that is dead for too long is replaced by a node that has no member, and finds
+// when it comes back that its own was removed.
+func TestMembersReplaced(t *testing.T) {
+	t.Parallel()
+	n1, n2, n3 := threeVoters(t)
+	for _, m := range []*machine{n1, n2} {
+		m.close()
+		m.patience.Gone = 2 * time.Second
+		m.restart()
+		m.knows(3)
+	}
+	n3.close()
+	n1.wantMembers(0, "1 2 3")
+	n4 := newMachine(t, 4).join(n1.client.Endpoints()...)
+	n1.wantMembers(25*time.Second, "1 2 4")
+	n3.restart()
+	eventually(t, 10*time.Second, func() error {
+		if has, err := HasMember(n3.opts.Dir); err != nil || has || n3.seat.Server() != nil {
+			return fmt.Errorf("the replaced one has its member still: %v, %v", has, err)
+		}
+		return nil
+	})
+	n3.wantMembers(0, "1 2 4")
+	n4.writes("k")
+}
+
+// A node that was added and does not start its member loses its place, and gets another
+// when it comes; nobody waits for it meanwhile.
+func TestMembersNeverStarted(t *testing.T) {
+	t.Parallel()
+	n1 := newMachine(t, 1)
+	n1.patience.Started = time.Second
+	n1.found()
+	n2 := newMachine(t, 2)
+	n2.dial(n1.client.Endpoints())
+	n2.open()
+	if err := n2.RegisterNode(t.Context(), n2.node); err != nil {
+		t.Fatal(err)
+	}
+	alive := n2.Announce(2)
+	if err := alive.Renew(t.Context(), Usage{}); err != nil {
+		t.Fatal(err)
+	}
+	n1.wantMembers(10*time.Second, "1 2-")
+	first, err := n1.client.Members(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, func() error {
+		now, err := n1.client.Members(t.Context())
+		if err == nil && slices.Equal(now, first) {
+			err = errors.New("the place is kept")
+		}
+		return err
+	})
+	n2.client.Close()
+	n2.join(n1.client.Endpoints()...)
+	eventually(t, 10*time.Second, func() error {
+		if n2.seat.Server() == nil {
+			return errors.New("n2 runs no member")
+		}
+		return n2.seat.Err()
+	})
+	n1.wantMembers(10*time.Second, "1 2-")
+}
+
+// Peer ports that change while a machine is stopped: alone, as the only voter with a
+// learner, and as one of three.
+func TestMembersChangePeerPort(t *testing.T) {
+	t.Parallel()
+	n1 := newMachine(t, 1).found()
+	moved := func(m *machine, want string) {
+		t.Helper()
+		m.close()
+		m.opts.ClientPort, m.opts.PeerPort = freePorts(t)
+		m.readdress()
+		m.restart()
+		eventually(t, 10*time.Second, func() error {
+			members, err := m.client.Members(t.Context())
+			if err == nil && !slices.ContainsFunc(members, func(x Member) bool { return x.Peer == m.node.Addresses.Peer }) {
+				err = fmt.Errorf("%v", members)
+			}
+			return err
+		})
+		m.wantMembers(10*time.Second, want)
+	}
+	moved(n1, "1")
+	n2 := newMachine(t, 2).join(n1.client.Endpoints()...)
+	n1.wantMembers(10*time.Second, "1 2-")
+	n2.writes("k")
+	n3 := newMachine(t, 3).join(n1.client.Endpoints()...)
+	n1.wantMembers(10*time.Second, "1 2 3")
+	for _, m := range []*machine{n1, n2, n3} {
+		m.knows(3)
+	}
+	moved(n2, "1 2 3")
+	n1.knows(3)
+	n3.writes("k2")
+	wantPair(t, n2.client, "k2", 0, "x")
+}

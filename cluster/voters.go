@@ -201,5 +201,5 @@ func (b *ballot) lacking() string {
 	if min(b.target, b.chosen()) >= want {
 		return ""
 	}
-	return fmt.Sprintf("etcd has %d voters, and should have %d: more living nodes with the role etcd are needed", b.chosen(), want)
+	return fmt.Sprintf("etcd has %d of %d voters: more living nodes with the role etcd are needed", b.chosen(), want)
 }

@@ -61,8 +61,13 @@ func (s Seated) of(n Candidate) bool {
 }
 
 func (n *voter) wanted() bool { return n.vote || n.learner }
-func (s *seat) wanted() bool  { return s.node != nil && s.node.wanted() }
 func (s *seat) alive() bool   { return s.node != nil && s.node.Alive }
+
+// wanted reports whether the member may stay. A voter that is to be a learner may not: etcd
+// takes no vote away, so it is removed and added again.
+func (s *seat) wanted() bool {
+	return s.node != nil && (s.node.vote || s.node.learner && s.Learner)
+}
 
 func (s *seat) name() string {
 	if s.node != nil {
