@@ -23,8 +23,9 @@ const (
 // start, as often as ctx allows: a fence is only ever raised, and a reconcile
 // only brings copies closer, so what was done is in vain and not wrong.
 func (v *Volume) attach(ctx context.Context, o Options) error {
+	var found Found
 	for pause := attachPause; ; pause = min(2*pause, maxAttachPause) {
-		found, err := v.reach(ctx, o)
+		err := v.reach(ctx, o, &found)
 		if err == nil {
 			return v.record(ctx, o, found)
 		}
@@ -52,20 +53,16 @@ func passing(err error) bool {
 }
 
 // record has the caller's transaction record what was found. Only after it I/O
-// may be served, and only after it the copies may be told that they are stable:
-// until then a later attachment could count on a copy that this one did not
-// bring up to date.
+// may be served.
 func (v *Volume) record(ctx context.Context, o Options, found Found) error {
 	if found.UnflushedGone {
 		v.log.Warn("machines stopped, or a sync failed, while the volume was served: writes that were not flushed may be gone",
 			"volume", v.id, "nodes", found.Reborn)
 	}
-	if o.Serving != nil {
-		if err := o.Serving(ctx, found); err != nil {
-			return err
-		}
+	if o.Serving == nil {
+		return nil
 	}
-	return nil
+	return o.Serving(ctx, found)
 }
 
 // member is a node while the volume is attached.
@@ -75,17 +72,18 @@ type member struct {
 	now      Copy
 	standing standing
 
-	stable store.Version // the head's mark, as it was last told here
+	stable   store.Version  // the head's mark, as it was last told here
+	unstable []store.Extent // of the head, above every node's mark; in order
 }
 
 // reach fences every node, brings their copies to one value and makes that
-// durable, in this order:
+// durable, in this order, each step on all nodes before the next:
 //
-//	fence all ─► judge all ─► marks of all ─► reconcile unless clean ─► sync all
+//	fence ─► judge ─► marks ─► unstable extents ─► reconcile unless clean ─► sync
 //
-// Every step waits for all nodes. All fences stand before anything is asked:
-// what a node answers then is what it has, no lower epoch adds to it (N1).
-func (v *Volume) reach(ctx context.Context, o Options) (Found, error) {
+// All fences stand before anything is asked: what a node answers then is what
+// it has, no lower epoch adds to it (N1).
+func (v *Volume) reach(ctx context.Context, o Options, found *Found) error {
 	members := v.members(o)
 	each := func(do func(m *member) error) error {
 		errs := make([]error, len(members))
@@ -97,26 +95,77 @@ func (v *Volume) reach(ctx context.Context, o Options) (Found, error) {
 		return errors.Join(errs...)
 	}
 	if err := each(func(m *member) error { return v.fence(ctx, m) }); err != nil {
-		return Found{}, err
+		return err
 	}
 	if err := each(func(m *member) (err error) {
 		m.standing, err = judge(o.Recorded, m.id, m.now, o.Clean)
 		return err
 	}); err != nil {
-		return Found{}, err
+		return err
 	}
 	if err := v.place.init(o, nodesOf(members)); err != nil {
-		return Found{}, err
+		return err
 	}
 	if err := each(func(m *member) error { return v.prepare(ctx, m) }); err != nil {
-		return Found{}, err
+		return err
+	}
+	mark := slices.MaxFunc(members, func(a, b *member) int { return cmp.Compare(a.stable, b.stable) }).stable
+	if err := each(func(m *member) error { return v.collect(ctx, m, mark, !o.Clean) }); err != nil {
+		return err
+	}
+	if !o.Clean {
+		if err := v.reconcile(ctx, members, found); err != nil {
+			return err
+		}
 	}
 	// Also where there was nothing to bring: what all copies have alike may not
 	// be durable on any, and is about to be read (I6).
 	if err := each(func(m *member) error { return m.replica.Sync(ctx) }); err != nil {
-		return Found{}, err
+		return err
 	}
-	return foundAt(members), nil
+	found.take(members)
+	return nil
+}
+
+// reconcile makes the copies equal and adds to found what that showed, which an
+// attach that begins again would not see any more.
+func (v *Volume) reconcile(ctx context.Context, members []*member, found *Found) error {
+	gone, err := v.lostPower(ctx, members)
+	if err != nil {
+		return err
+	}
+	r := newReconcile(v, members)
+	err = r.run(ctx)
+	found.Repaired += r.repaired.Load()
+	found.UnflushedGone = found.UnflushedGone || gone || r.gone.Load()
+	return err
+}
+
+// lostPower reports whether the pages of some chunk have no whole copy: what was
+// acknowledged there and not flushed may be gone (Attach 4).
+func (v *Volume) lostPower(ctx context.Context, members []*member) (bool, error) {
+	lost := make(map[ring.NodeID]bool)
+	for _, m := range members {
+		if m.standing == reborn {
+			lost[m.id] = true
+		}
+	}
+	if len(lost) < v.place.minCopies {
+		return false, nil // a chunk has at least so many
+	}
+	for off := int64(0); off < v.size && len(lost) < len(members); off += store.ChunkSize {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		copies, err := v.place.copies(ring.ChunkIndex(off / store.ChunkSize))
+		if err != nil {
+			return false, err
+		}
+		if !slices.ContainsFunc(copies, func(id ring.NodeID) bool { return !lost[id] }) {
+			return true, nil
+		}
+	}
+	return len(lost) == len(members), nil
 }
 
 // members are the nodes of o, by ID, not yet reached.
@@ -137,15 +186,15 @@ func nodesOf(members []*member) []*node {
 	return nodes
 }
 
-func foundAt(members []*member) Found {
-	f := Found{Copies: make(map[ring.NodeID]Copy, len(members))}
+// take enters the nodes as they are now, whatever was found of them before.
+func (f *Found) take(members []*member) {
+	f.Copies, f.Reborn = make(map[ring.NodeID]Copy, len(members)), nil
 	for _, m := range members {
 		f.Copies[m.id] = m.now
 		if m.standing == reborn {
 			f.Reborn = append(f.Reborn, m.id)
 		}
 	}
-	return f
 }
 
 // fence attaches a node, and asks which store it is. The replica is bound to the
@@ -167,7 +216,7 @@ func (v *Volume) fence(ctx context.Context, m *member) error {
 	return nil
 }
 
-// prepare makes the head known on a node and refuses an epoch that was used.
+// prepare makes the head known on a node and asks up to where it is stable.
 func (v *Volume) prepare(ctx context.Context, m *member) error {
 	head, parent := v.chain[0], store.LayerID(0)
 	if len(v.chain) > 1 {
@@ -184,15 +233,22 @@ func (v *Volume) prepare(ctx context.Context, m *member) error {
 			m.stable = l.Stable
 		}
 	}
-	if err := v.checkUnused(m.stable); err != nil {
-		return err
-	}
-	for e, err := range m.replica.Unstable(ctx, head) {
+	return v.checkUnused(m.stable)
+}
+
+// collect asks a node what of the head is unstable, refuses an epoch that was
+// used, and keeps what may differ from other copies. That is no more than the
+// last exporter left between two marks: see Options.SyncBytes.
+func (v *Volume) collect(ctx context.Context, m *member, mark store.Version, keep bool) error {
+	for e, err := range m.replica.Unstable(ctx, v.chain[0]) {
 		if err == nil {
 			err = v.checkUnused(e.Version)
 		}
 		if err != nil {
 			return err
+		}
+		if keep && mayDiffer(e, mark) {
+			m.unstable = append(m.unstable, e)
 		}
 	}
 	return nil

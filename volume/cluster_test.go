@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"math/rand/v2"
 	"testing"
 
@@ -19,6 +20,9 @@ type nodes struct {
 	disks  []*memstore.Disk
 	stores []store.Store
 	copies int
+
+	recorded map[ring.NodeID]Copy // by the Open that served last
+	found    Found                // by it
 }
 
 // newNodes makes n empty nodes for volumes of so many copies. With a nil rng
@@ -43,10 +47,16 @@ func (c *nodes) start() {
 	}
 }
 
-// options for a volume of size bytes over the nodes. Chunk c lies on the nodes
+// options for a volume of size bytes over the nodes, which knows what was
+// recorded last, and not that the last attachment ended cleanly. Chunk c lies on the nodes
 // c, c+1, ..., so that neighbouring chunks have different copies.
 func (c *nodes) options(e store.Epoch, size int64) Options {
 	o := Options{ID: testVolume, Epoch: e, Chain: []store.LayerID{testHead}, Size: size, Stores: map[ring.NodeID]store.Store{}}
+	o.Recorded = c.recorded
+	o.Serving = func(_ context.Context, f Found) error {
+		c.found, c.recorded = f, f.Copies
+		return nil
+	}
 	places := make([][]ring.NodeID, len(c.stores))
 	for i, s := range c.stores {
 		o.Stores[ring.NodeID(i+1)] = s
@@ -92,5 +102,45 @@ func write(t testing.TB, v *Volume, p []byte, off int64) {
 	t.Helper()
 	if n, err := v.WriteAt(p, off); err != nil || n != len(p) {
 		t.Fatalf("WriteAt(%d bytes, %d) = %d, %v", len(p), off, n, err)
+	}
+}
+
+// page is one page of the head as one copy has it.
+type page struct {
+	kind    store.Kind
+	version store.Version
+	data    string
+}
+
+// pagesOf reads n pages of the head from one node's store, under o's epoch.
+func (c *nodes) pagesOf(t testing.TB, o Options, id ring.NodeID, off int64, n int) []page {
+	t.Helper()
+	r, err := c.stores[id-1].Attach(t.Context(), testVolume, o.Epoch)
+	must(t, err)
+	p, info := make([]byte, n*store.PageSize), make([]store.PageInfo, n)
+	must(t, r.Read(t.Context(), o.Chain[:1], off, p, info))
+	pages := make([]page, n)
+	for i := range pages {
+		pages[i] = page{info[i].Kind, info[i].Version, string(p[i*store.PageSize:][:store.PageSize])}
+	}
+	return pages
+}
+
+// equal fails the test unless all copies of the head of the volume that o opened
+// are equal page by page, read from each store directly.
+func (c *nodes) equal(t testing.TB, o Options) {
+	t.Helper()
+	for off := int64(0); off < o.Size; off += store.ChunkSize {
+		n := int(min(store.ChunkSize, o.Size-off) / store.PageSize)
+		ids := o.Place(ring.ChunkIndex(off / store.ChunkSize))
+		first := c.pagesOf(t, o, ids[0], off, n)
+		for _, id := range ids[1:] {
+			for i, p := range c.pagesOf(t, o, id, off, n) {
+				if p != first[i] {
+					t.Fatalf("page at %d: node %v has %v %v, node %v %v %v", off+int64(i)*store.PageSize,
+						ids[0], first[i].kind, first[i].version, id, p.kind, p.version)
+				}
+			}
+		}
 	}
 }

@@ -74,6 +74,7 @@ func (v *Volume) stop(cause error) error {
 		return v.broken.Load()
 	}
 	v.log.Error("volume stopped", "volume", v.id, "cause", cause)
+	v.cancel() // nobody has to wait for a node that does not answer
 	return b
 }
 

@@ -47,6 +47,15 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	v.ctx, v.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	v.flush.init()
 	v.settle.init(o.SyncBytes, o.SyncEvery)
+	if !o.Clean {
+		// All that earlier epochs wrote is equal and durable now. Not before it is
+		// recorded which copies that holds for, or a later attachment could count
+		// on one that this one did not bring up to date.
+		if err := v.tell(store.NewVersion(v.epoch, 0)); err != nil {
+			v.cancel()
+			return nil, v.wrap("open", 0, -1, err)
+		}
+	}
 	if !v.readOnly {
 		v.settle.running.Go(v.settleLoop)
 	}

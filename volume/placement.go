@@ -28,7 +28,13 @@ type placement struct {
 	only      []ring.NodeID // the one node, if there is one only
 }
 
-// init sets up the placement over the attached nodes and tries it on the first chunk.
+// placementProbes is how many chunks are tried when a volume is opened. A ring
+// repeats its few thousand partitions, so most mistakes show here; what is left
+// is refused, by the same words, when the chunk is used.
+const placementProbes = 1024
+
+// init sets up the placement over the attached nodes and tries it on chunks all
+// over the volume.
 func (p *placement) init(o Options, nodes []*node) error {
 	p.nodes, p.place, p.minCopies = nodes, o.Place, o.MinCopies
 	p.byID = make(map[ring.NodeID]*node, len(nodes))
@@ -38,8 +44,28 @@ func (p *placement) init(o Options, nodes []*node) error {
 	if len(nodes) == 1 {
 		p.only = []ring.NodeID{nodes[0].id}
 	}
-	_, err := p.copies(0)
-	return err
+	chunks := (o.Size + store.ChunkSize - 1) / store.ChunkSize
+	step := max(chunks/placementProbes, 1)
+	for c := int64(0); c < chunks; c += step {
+		ids, err := p.copies(ring.ChunkIndex(c))
+		if err != nil {
+			return err
+		}
+		if id, twice := repeated(ids); twice {
+			return fmt.Errorf("%w: chunk %v is placed on node %v twice", store.ErrInvalid, ring.ChunkIndex(c), id)
+		}
+	}
+	return nil
+}
+
+// repeated returns an ID that is among ids twice, and whether there is one.
+func repeated(ids []ring.NodeID) (ring.NodeID, bool) {
+	for i, id := range ids {
+		if slices.Contains(ids[:i], id) {
+			return id, true
+		}
+	}
+	return 0, false
 }
 
 // node returns the node of an ID that copies returned.

@@ -152,6 +152,9 @@ func (v *Volume) readRun(off int64, p []byte, copies []ring.NodeID) error {
 
 // readFailed deals with a failed read of one copy: nil if another is to be asked.
 func (v *Volume) readFailed(n *node, off int64, cause error, others int) error {
+	if err := v.stopped(); err != nil {
+		return err // which is also why a call that was under way has ended
+	}
 	err := fmt.Errorf("node %v: %w", n.id, cause)
 	switch afterRead(cause, others) {
 	case tryAnother:

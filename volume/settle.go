@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -141,7 +142,7 @@ func (v *Volume) tell(mark store.Version) error {
 		switch {
 		case err == nil:
 		case fatal(err):
-			v.stop(err)
+			v.stop(fmt.Errorf("node %v: %w", nodes[i].id, err))
 		default:
 			v.log.Warn("stable mark not told", "volume", v.id, "node", nodes[i].id, "err", err)
 		}

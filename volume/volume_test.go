@@ -39,6 +39,14 @@ func TestOpenRefuses(t *testing.T) {
 		{"unknown node", func(o *Options) {
 			o.Place = func(ring.ChunkIndex) []ring.NodeID { return []ring.NodeID{9} }
 		}, "node 0000000000000009"},
+		{"unknown node later", func(o *Options) {
+			o.Size, o.Place = 1<<40, func(c ring.ChunkIndex) []ring.NodeID {
+				return []ring.NodeID{1, 2 + ring.NodeID(c>>14)}
+			}
+		}, "chunk 32768 is placed on node 0000000000000004, which has no store"},
+		{"a node twice", func(o *Options) {
+			o.Place = func(ring.ChunkIndex) []ring.NodeID { return []ring.NodeID{2, 1, 2} }
+		}, "node 0000000000000002 twice"},
 		{"too few copies", func(o *Options) {
 			o.MinCopies, o.Place = 2, func(ring.ChunkIndex) []ring.NodeID { return []ring.NodeID{1} }
 		}, "fewer than min-copies 2"},
@@ -278,6 +286,7 @@ func TestBackgroundSync(t *testing.T) {
 				c := newNodes(1, 1, nil)
 				o := c.options(1, 64<<20)
 				o.SyncBytes, o.SyncEvery = 1<<20, 5*time.Second
+				o.Clean = true // or Open tells a mark
 				v, err := Open(context.Background(), o)
 				must(t, err)
 				do(t, v, c.stores[0])

@@ -106,6 +106,7 @@ var errorNames = map[string]error{
 	"corrupt":       store.ErrCorrupt,
 	"no-space":      store.ErrNoSpace,
 	"closed":        store.ErrClosed,
+	"unreachable":   store.ErrUnreachable,
 	"timeout":       context.DeadlineExceeded,
 }
 

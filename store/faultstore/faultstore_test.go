@@ -171,7 +171,7 @@ func TestErrors(t *testing.T) {
 	for name, want := range map[string]error{
 		"failed": store.ErrFailed, "fenced": store.ErrFenced, "incarnation": store.ErrIncarnation,
 		"unknown-layer": store.ErrUnknownLayer, "corrupt": store.ErrCorrupt, "no-space": store.ErrNoSpace,
-		"closed": store.ErrClosed, "timeout": context.DeadlineExceeded,
+		"closed": store.ErrClosed, "timeout": context.DeadlineExceeded, "unreachable": store.ErrUnreachable,
 	} {
 		f := newFixture(t)
 		f.inject("writes fail with " + name)
