@@ -28,20 +28,17 @@ func TestKill(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	dir := keepFailed(t)
-	m := &crashModel{rng: rng, may: make([][]uint64, crashPages)}
-	for i := range m.may {
-		m.may[i] = []uint64{0}
-	}
+	m := newCrashModel(rng)
 	var took []time.Duration
 	begun, round := time.Now(), 0
 	for ; round < rounds && time.Since(begun) < budget; round++ {
 		p := startDev(t, dir, "--size", "64MiB", "--log-level", "warn")
 		took = append(took, p.took)
-		m.check(t, p)
-		m.writeAndKill(t, p)
+		m.check(t, p.running.NBD[0])
+		m.writeAndKill(t, p.running.NBD[0], p.kill)
 	}
 	p := startDev(t, dir)
-	m.check(t, p)
+	m.check(t, p.running.NBD[0])
 	p.stop()
 	slices.Sort(took)
 	t.Logf("%d rounds, %d writes acknowledged, %d cut short; start: median %v, slowest %v",
@@ -77,6 +74,14 @@ type crashModel struct {
 	cut          int
 }
 
+func newCrashModel(rng *rand.Rand) *crashModel {
+	m := &crashModel{rng: rng, may: make([][]uint64, crashPages)}
+	for i := range m.may {
+		m.may[i] = []uint64{0}
+	}
+	return m
+}
+
 // crashWrite is a write that was sent.
 type crashWrite struct {
 	*nbdCall
@@ -97,18 +102,18 @@ func fill(p []byte, page int, number uint64) {
 	}
 }
 
-// writeAndKill keeps writes in flight, with a flush every few, until the node
-// is killed at a moment nobody chose.
-func (m *crashModel) writeAndKill(t *testing.T, p *process) {
+// writeAndKill keeps writes in flight, with a flush every few, until who serves
+// them is killed at a moment nobody chose.
+func (m *crashModel) writeAndKill(t *testing.T, addr string, kill func()) {
 	t.Helper()
-	c, err := dialNBD(p.running.NBD[0], "vol1")
+	c, err := dialNBD(addr, "vol1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.close()
 	life := time.Duration(50+m.rng.IntN(300)) * time.Millisecond
-	killed := time.AfterFunc(life, p.kill)
-	defer killed.Stop()
+	killed := make(chan struct{})
+	time.AfterFunc(life, func() { kill(); close(killed) })
 	var flying []crashWrite
 	var flushes []*nbdCall
 	for err == nil {
@@ -129,7 +134,7 @@ func (m *crashModel) writeAndKill(t *testing.T, p *process) {
 	for _, w := range flying {
 		_ = m.settle(w) // answered before the kill, or never
 	}
-	<-p.exited
+	<-killed
 }
 
 // send writes 1 to 16 pages where no other write is in flight, so that their
@@ -167,9 +172,9 @@ func (m *crashModel) settle(w crashWrite) error {
 }
 
 // check reads everything. What a page is found to hold it holds from then on.
-func (m *crashModel) check(t *testing.T, p *process) {
+func (m *crashModel) check(t *testing.T, addr string) {
 	t.Helper()
-	c, err := dialNBD(p.running.NBD[0], "vol1")
+	c, err := dialNBD(addr, "vol1")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ type runningJSON struct {
 	DataDir string
 	NBD     []string
 	URIs    []string
+	Volumes []struct{ URIs []string } // of "nbd serve"
 }
 
 // logBuffer keeps what a process writes to stderr.

@@ -39,7 +39,15 @@ var workloads = []struct {
 // temporary one is used. It takes about five minutes:
 //
 //	go test -run '^$' -bench Yardstick -benchtime 1x .
-func BenchmarkYardstick(b *testing.B) {
+func BenchmarkYardstick(b *testing.B) { benchYardstick(b, startTorusPeer) }
+
+// BenchmarkYardstickCluster is the same for a volume with three copies on three
+// nodes, all on this machine, exported by one of them:
+//
+//	go test -run '^$' -bench YardstickCluster -benchtime 1x .
+func BenchmarkYardstickCluster(b *testing.B) { benchYardstick(b, startClusterPeer) }
+
+func benchYardstick(b *testing.B, start func(b *testing.B, dir string) *peer) {
 	for _, tool := range []string{"fio", "qemu-nbd"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			b.Skipf("%s is not here: %v", tool, err)
@@ -53,7 +61,7 @@ func BenchmarkYardstick(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { os.RemoveAll(dir) })
-	ours := startTorusPeer(b, dir)
+	ours := start(b, dir)
 	theirs := startQemuPeer(b, dir)
 	const rounds = 3
 	for range b.N {
@@ -76,7 +84,7 @@ func BenchmarkYardstick(b *testing.B) {
 type peer struct {
 	name string
 	uri  string
-	pid  int
+	pids []int
 	// cold makes the next reads come from the disk.
 	cold func()
 	// collected returns the bytes that the collector has copied so far.
@@ -92,8 +100,28 @@ type sample struct {
 
 func startTorusPeer(b *testing.B, dir string) *peer {
 	p := startDev(b, filepath.Join(dir, "data"), "--size", "1GiB")
-	return &peer{name: "torus", uri: p.uri(), pid: p.cmd.Process.Pid, cold: dropCaches(b),
-		collected: func() float64 { return scrape(b, p.running.API, "torus_store_collected_bytes_total") }}
+	return torusPeer(b, p.uri(), p)
+}
+
+// torusPeer is a volume kept by nodes.
+func torusPeer(b *testing.B, uri string, nodes ...*process) *peer {
+	p := &peer{name: "torus", uri: uri, cold: dropCaches(b)}
+	for _, n := range nodes {
+		p.pids = append(p.pids, n.cmd.Process.Pid)
+	}
+	p.collected = func() (sum float64) {
+		for _, n := range nodes {
+			sum += scrape(b, n.running.API, "torus_store_collected_bytes_total")
+		}
+		return sum
+	}
+	return p
+}
+
+func startClusterPeer(b *testing.B, dir string) *peer {
+	c := startClusterIn(b, dir, 3, "--nbd", "127.0.0.1:0")
+	c.torus("volume", "create", "vol1", "1GiB", "--replicas", "3")
+	return torusPeer(b, "nbd://"+c.nodes[0].running.NBD[0]+"/vol1", c.nodes...)
 }
 
 // scrape reads one value from a node's API.
@@ -134,7 +162,7 @@ func startQemuPeer(b *testing.B, dir string) *peer {
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
 	})
-	p := &peer{name: "qemu-nbd", uri: fmt.Sprintf("nbd://127.0.0.1:%d/", port), pid: cmd.Process.Pid, cold: func() {},
+	p := &peer{name: "qemu-nbd", uri: fmt.Sprintf("nbd://127.0.0.1:%d/", port), pids: []int{cmd.Process.Pid}, cold: func() {},
 		collected: func() float64 { return 0 }}
 	waitFor(b, "qemu-nbd serves", func() bool { return exec.Command("nbdinfo", "--size", p.uri).Run() == nil })
 	return p
@@ -208,10 +236,19 @@ func (p *peer) fio(b *testing.B, args ...string) sample {
 	return s
 }
 
-// usage returns the server's processor time in µs and its bytes written to disk.
+// usage returns the servers' processor time in µs and their bytes written to disk.
 func (p *peer) usage(b *testing.B) (cpu, disk float64) {
 	b.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+	for _, pid := range p.pids {
+		c, d := usage(b, pid)
+		cpu, disk = cpu+c, disk+d
+	}
+	return cpu, disk
+}
+
+func usage(b *testing.B, pid int) (cpu, disk float64) {
+	b.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -223,7 +260,7 @@ func (p *peer) usage(b *testing.B) (cpu, disk float64) {
 		}
 		cpu += n * 10_000
 	}
-	counters, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.pid))
+	counters, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -35,8 +35,12 @@ type grammar struct {
 
 	Dev        devCmd        `cmd:"" help:"Try Torus: a cluster of one in this process, with a volume exported."`
 	Init       initCmd       `cmd:"" help:"Found a cluster and run its first node, in the foreground."`
+	Join       joinCmd       `cmd:"" help:"Join a cluster and run a node of it, in the foreground."`
 	Start      startCmd      `cmd:"" help:"Run the node of a data directory again, as it was set up."`
 	Status     statusCmd     `cmd:"" help:"Show how the cluster is: nodes, volumes, space."`
+	NBD        nbdCmds       `cmd:"" name:"nbd" help:"Export volumes from this machine."`
+	Node       nodeCmds      `cmd:"" help:"List, show and remove nodes."`
+	Ring       ringCmds      `cmd:"" help:"Show where data lies."`
 	Volume     volumeCmds    `cmd:"" help:"Create, list, show, rename and delete volumes."`
 	Store      storeCmds     `cmd:"" help:"Look after the store of a node."`
 	Version    versionCmd    `cmd:"" help:"Print the version of this program."`

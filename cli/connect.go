@@ -16,6 +16,18 @@ const commandPatience = 10 * time.Second
 
 // withCluster runs f with the records of the cluster that --cluster names.
 func (a *app) withCluster(f func(ctx context.Context, c *cluster.Cluster, about node.About) error) error {
+	return a.withRecords(func(ctx context.Context, r records) error { return f(ctx, r.Cluster, r.about) })
+}
+
+// records are what a command works on.
+type records struct {
+	*cluster.Cluster
+	etcd  *cluster.Client
+	about node.About
+}
+
+// withRecords is withCluster for commands that ask etcd itself too.
+func (a *app) withRecords(f func(ctx context.Context, r records) error) error {
 	about, err := a.ask()
 	if err != nil {
 		return err
@@ -26,7 +38,7 @@ func (a *app) withCluster(f func(ctx context.Context, c *cluster.Cluster, about 
 	}
 	c, err := cluster.Open(a.ctx, kv, about.Cluster, cluster.Options{Log: a.log, Patience: commandPatience})
 	if err == nil {
-		err = f(a.ctx, c, about)
+		err = f(a.ctx, records{c, kv, about})
 	}
 	return errors.Join(err, kv.Close())
 }

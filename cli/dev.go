@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"torus/cluster"
 	"torus/node"
@@ -102,7 +103,7 @@ func (r running) devBanner(w io.Writer) {
 		{"volume", fmt.Sprintf("%s, %s", r.Volume, formatSize(r.Size))},
 		{"data", data},
 		{"API", r.API},
-		{"etcd", r.Etcd},
+		{"etcd", strings.Join(r.Etcd, ", ")},
 	}
 	for _, u := range r.URIs {
 		fields = append(fields, [2]string{"NBD", u})

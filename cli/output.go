@@ -9,12 +9,14 @@ import (
 )
 
 // print writes v as JSON, or what table writes for people.
-func (a *app) print(v any, table func(w io.Writer)) error {
+func (a *app) print(v any, table func(w io.Writer)) error { return a.printTo(a.stdout, v, table) }
+
+func (a *app) printTo(w io.Writer, v any, table func(w io.Writer)) error {
 	if !a.json {
-		table(a.stdout)
+		table(w)
 		return nil
 	}
-	e := json.NewEncoder(a.stdout)
+	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,21 +14,26 @@ import (
 	"torus/node"
 )
 
-// nbdFlags say where and how volumes are exported.
+// nbdFlags say where and how a node exports volumes.
 type nbdFlags struct {
-	NBD         []string `name:"nbd" sep:"," placeholder:"ADDR" help:"Export volumes with NBD on HOST:PORT or on the Unix socket of a path. May be repeated."`
-	TLSCert     string   `name:"tls-cert" type:"path" placeholder:"FILE" help:"Certificate with which NBD is encrypted, in PEM."`
-	TLSKey      string   `name:"tls-key" type:"path" placeholder:"FILE" help:"Its private key, in PEM."`
-	TLSCA       string   `name:"tls-ca" type:"path" placeholder:"FILE" help:"Authority whose certificates NBD clients must show, in PEM."`
-	Insecure    bool     `help:"Allow unencrypted NBD on addresses that other machines can reach."`
-	TLSOptional bool     `name:"tls-optional" help:"Offer TLS to NBD clients, but serve those without it too."`
+	NBD []string `name:"nbd" sep:"," placeholder:"ADDR" help:"Export volumes with NBD on HOST:PORT or on the Unix socket of a path. May be repeated."`
+	tlsFlags
+}
+
+// tlsFlags say how NBD is protected.
+type tlsFlags struct {
+	TLSCert     string `name:"tls-cert" type:"path" placeholder:"FILE" help:"Certificate with which NBD is encrypted, in PEM."`
+	TLSKey      string `name:"tls-key" type:"path" placeholder:"FILE" help:"Its private key, in PEM."`
+	TLSCA       string `name:"tls-ca" type:"path" placeholder:"FILE" help:"Authority whose certificates NBD clients must show, in PEM."`
+	Insecure    bool   `help:"Allow unencrypted connections on addresses that other machines can reach."`
+	TLSOptional bool   `name:"tls-optional" help:"Offer TLS to NBD clients, but serve those without it too."`
 }
 
 // over puts what is given in the place of what the node was set up with, and
 // leaves the rest: a node with TLS does not lose it when it moves to another
 // address.
 func (f nbdFlags) over(s node.Settings) (node.Settings, error) {
-	given, err := f.settings()
+	given, err := f.tlsFlags.exported(f.NBD)
 	if err != nil {
 		return s, err
 	}
@@ -44,7 +48,8 @@ func (f nbdFlags) over(s node.Settings) (node.Settings, error) {
 	return s, nil
 }
 
-func (f nbdFlags) settings() (node.NBD, error) {
+// exported returns how volumes are exported at the addresses.
+func (f tlsFlags) exported(addrs []string) (node.NBD, error) {
 	switch {
 	case (f.TLSCert == "") != (f.TLSKey == ""):
 		return node.NBD{}, badUsage("--tls-cert and --tls-key are needed together")
@@ -52,7 +57,7 @@ func (f nbdFlags) settings() (node.NBD, error) {
 		return node.NBD{}, badUsage("--tls-ca and --tls-optional need --tls-cert and --tls-key")
 	}
 	// A node may be started from another directory next time.
-	listen := slices.Clone(f.NBD)
+	listen := slices.Clone(addrs)
 	for i, addr := range listen {
 		if strings.HasPrefix(addr, ".") {
 			abs, err := filepath.Abs(addr)
@@ -82,9 +87,18 @@ func spreadProcs() {
 // run runs a node until the program is to stop or the node fails. ready is
 // called when it serves.
 func (a *app) run(dir string, s node.Settings, ready func(ctx context.Context, n *node.Node) error) error {
+	return a.runNode(func(ctx context.Context, starting func(string)) (*node.Node, error) {
+		return node.Start(ctx, node.Options{Dir: dir, Settings: s, Version: version(), Starting: starting, Logger: a.log})
+	}, ready)
+}
+
+// runNode runs what start starts until the program is to stop or it fails. ready
+// is called when it serves.
+func (a *app) runNode(start func(ctx context.Context, starting func(string)) (*node.Node, error),
+	ready func(ctx context.Context, n *node.Node) error) error {
 	spreadProcs()
 	p := a.progress()
-	n, err := node.Start(a.ctx, node.Options{Dir: dir, Settings: s, Version: version(), Starting: p.at, Logger: a.log})
+	n, err := start(a.ctx, p.at)
 	p.end()
 	if err != nil && a.ctx.Err() != nil && interrupted(err) {
 		a.note("Stopped before it was serving.")
@@ -131,8 +145,8 @@ type running struct {
 	DataDir   string   `json:"dataDir"`
 	Temporary bool     `json:"temporary"` // the data directory is removed at the end
 	API       string   `json:"api"`
-	Etcd      string   `json:"etcd"`
-	NBD       []string `json:"nbd"` // addresses
+	Etcd      []string `json:"etcd"` // where its members are reached
+	NBD       []string `json:"nbd"`  // addresses
 	Volume    string   `json:"volume,omitempty"`
 	Size      int64    `json:"size,omitempty"`
 	URIs      []string `json:"uris"` // of the volume, one for each address
@@ -142,15 +156,13 @@ func newRunning(n *node.Node, dir string) running {
 	s := n.Settings()
 	r := running{
 		Node: s.Name, NodeID: s.ID.String(), Cluster: string(s.Cluster), DataDir: dir,
-		API: address(s.Listen, s.Port), Etcd: address(s.Listen, s.Port+2), NBD: []string{}, URIs: []string{},
+		API: n.API(), Etcd: n.Etcd(), NBD: []string{}, URIs: []string{},
 	}
 	for _, addr := range n.ExportAddrs() {
 		r.NBD = append(r.NBD, addr.String())
 	}
 	return r
 }
-
-func address(ip netip.Addr, port int) string { return netip.AddrPortFrom(ip, uint16(port)).String() }
 
 // ifNotDefault returns the flag that makes other commands find the API.
 func ifNotDefault(api string) string {

@@ -26,8 +26,8 @@ func TestFlagsOverSettings(t *testing.T) {
 	}{
 		{"nothing", nbdFlags{}, tls, false},
 		{"an address", nbdFlags{NBD: []string{"/new"}}, node.NBD{Listen: []string{"/new"}, Cert: "/c", Key: "/k", ClientCA: "/ca"}, false},
-		{"TLS", nbdFlags{TLSCert: "/c2", TLSKey: "/k2"}, node.NBD{Listen: []string{"/old"}, Cert: "/c2", Key: "/k2"}, false},
-		{"--insecure", nbdFlags{Insecure: true}, tls, true},
+		{"TLS", nbdFlags{tlsFlags: tlsFlags{TLSCert: "/c2", TLSKey: "/k2"}}, node.NBD{Listen: []string{"/old"}, Cert: "/c2", Key: "/k2"}, false},
+		{"--insecure", nbdFlags{tlsFlags: tlsFlags{Insecure: true}}, tls, true},
 	} {
 		got, err := c.flags.over(node.Settings{NBD: tls})
 		if err != nil || !reflect.DeepEqual(got.NBD, c.want) || got.Insecure != c.insecure {
@@ -54,7 +54,7 @@ func TestHalfFounded(t *testing.T) {
 		want  int
 	}{{nil, 9000}, {&zero, 9000}, {&other, 9100}} {
 		dev, err1 := (&devCmd{Port: c.given}).settings(dir)
-		first, err2 := (&initCmd{Port: c.given, Listen: netip.MustParseAddr("127.0.0.1"), Roles: []string{"etcd"}}).settings(have)
+		first, err2 := (&initCmd{nodeFlags: nodeFlags{Port: c.given, Listen: netip.MustParseAddr("127.0.0.1"), Roles: []string{"etcd"}}}).settings(have)
 		if err := errors.Join(err1, err2); err != nil {
 			t.Fatal(err)
 		}
@@ -82,11 +82,11 @@ func TestInterrupted(t *testing.T) {
 }
 
 // TestListenRefused: an address that other machines can reach is refused before
-// anything is written, --insecure or not.
+// anything is written, unless --insecure says that it is meant.
 func TestListenRefused(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	var out, errs bytes.Buffer
-	code := Run(t.Context(), []string{"init", "--data-dir", dir, "--port", "0", "--listen", "10.0.0.1", "--insecure"}, &out, &errs)
+	code := Run(t.Context(), []string{"init", "--data-dir", dir, "--port", "0", "--listen", "10.0.0.1"}, &out, &errs)
 	if code != exitUsage || !bytes.Contains(errs.Bytes(), []byte("10.0.0.1")) {
 		t.Errorf("exit code %d: %s", code, &errs)
 	}

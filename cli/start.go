@@ -7,71 +7,130 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"torus/cluster"
 	"torus/node"
 )
 
-type initCmd struct {
-	DataDir  string     `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
-	Name     string     `placeholder:"NAME" help:"Name of the node; one is made up if it is left out."`
-	Listen   netip.Addr `default:"127.0.0.1" placeholder:"IP" help:"Loopback address that the node's ports are opened on (${default})."`
-	Port     *int       `placeholder:"PORT" help:"First of the node's four ports; 0 takes free ones (7480)."`
-	Zone     string     `placeholder:"ZONE" help:"Failure domain: a rack, a room."`
-	Host     string     `placeholder:"HOST" help:"Machine that the node shares with others of the same host; the host name if it is left out."`
-	Capacity byteSize   `placeholder:"SIZE" help:"Space for pages; what the file system has if it is left out."`
-	Roles    []string   `default:"etcd,storage,nbd" placeholder:"ROLE" help:"What the node does (${default})."`
-	Replicas int        `default:"1" placeholder:"N" help:"Copies of a volume for which no number is given (${default})."`
+// nodeFlags say how a new node is set up.
+type nodeFlags struct {
+	DataDir   string     `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
+	Name      string     `placeholder:"NAME" help:"Name of the node; one is made up if it is left out."`
+	Listen    netip.Addr `default:"127.0.0.1" placeholder:"IP" help:"Address that the node's ports are opened on (${default})."`
+	Advertise netip.Addr `placeholder:"IP" help:"Address at which other nodes reach it; that of --listen if it is left out."`
+	Port      *int       `placeholder:"PORT" help:"First of the node's four ports; 0 takes free ones (7480)."`
+	Zone      string     `placeholder:"ZONE" help:"Failure domain: a rack, a room."`
+	Host      string     `placeholder:"HOST" help:"Machine that the node shares with others of the same host; the host name if it is left out."`
+	Capacity  byteSize   `placeholder:"SIZE" help:"Space for pages; what the file system has if it is left out."`
+	Roles     []string   `default:"etcd,storage,nbd" placeholder:"ROLE" help:"What the node does (${default})."`
 	nbdFlags
 }
 
-// Run founds a cluster.
-func (c *initCmd) Run(a *app) error {
-	have, err := node.Load(c.DataDir) // without a node: zero
-	switch {
-	case err == nil && have.Founded:
-		return fmt.Errorf("directory %s %w: %s, of cluster %s: run it with \"torus start --data-dir %s\"",
-			c.DataDir, node.ErrFounded, have.Name, have.Cluster, c.DataDir)
-	case err != nil && !errors.Is(err, node.ErrNoNode):
-		return err
-	}
-	s, err := c.settings(have)
-	if err != nil {
-		return err
-	}
-	return a.serve(c.DataDir, s, "founded")
-}
-
-// settings are those of a node that founds a cluster. have is what an init that
-// did not come to its end has left in the directory, or zero: the records begun
-// there carry its IDs and ports.
-func (c *initCmd) settings(have node.Settings) (node.Settings, error) {
-	exported, err := c.nbdFlags.settings()
+// settings are those of a new node. have is what an attempt that did not come to
+// its end has left in the directory, or zero: the records begun there carry its
+// IDs and ports.
+func (f *nodeFlags) settings(have node.Settings) (node.Settings, error) {
+	exported, err := f.exported(f.NBD)
 	if err != nil {
 		return node.Settings{}, err
 	}
-	if c.Name != "" {
-		if err := cluster.CheckName(c.Name); err != nil {
+	if f.Name != "" {
+		if err := cluster.CheckName(f.Name); err != nil {
 			return node.Settings{}, badUsage("--name: %v", err)
 		}
 	}
 	s := node.Settings{
-		ID: have.ID, Cluster: have.Cluster, Port: basePort(c.Port, have.Port),
-		Name: c.Name, Listen: c.Listen, Insecure: c.Insecure, Host: c.Host,
-		Capacity: int64(c.Capacity), Replicas: c.Replicas, NBD: exported,
+		ID: have.ID, Cluster: have.Cluster, Port: basePort(f.Port, have.Port),
+		Name: f.Name, Listen: f.Listen, Advertise: f.Advertise, Insecure: f.Insecure, Zone: zone(f.Zone), Host: f.Host,
+		Capacity: int64(f.Capacity), NBD: exported,
 	}
-	s.Zone = zone(c.Zone)
-	for _, r := range c.Roles {
+	if s.Name == "" {
+		s.Name = have.Name
+	}
+	for _, r := range f.Roles {
 		role := cluster.Role(r)
 		if role != cluster.RoleEtcd && role != cluster.RoleStorage && role != cluster.RoleNBD {
 			return s, badUsage("--roles: %q is none: there are etcd, storage and nbd", r)
 		}
 		s.Roles = append(s.Roles, role)
 	}
+	return s, nil
+}
+
+// begun returns what the directory has of a node that was not set up to the end;
+// zero if it has none. A node that was is node.ErrFounded.
+func (f *nodeFlags) begun() (node.Settings, error) {
+	have, err := node.Load(f.DataDir)
+	switch {
+	case errors.Is(err, node.ErrNoNode):
+		return node.Settings{}, nil
+	case err == nil && have.Founded:
+		return have, fmt.Errorf("directory %s %w: %s, of cluster %s: run it with \"torus start --data-dir %s\"",
+			f.DataDir, node.ErrFounded, have.Name, have.Cluster, f.DataDir)
+	}
+	return have, err
+}
+
+type initCmd struct {
+	nodeFlags
+	Replicas int `default:"2" placeholder:"N" help:"Copies of a volume for which no number is given (${default})."`
+}
+
+// Run founds a cluster.
+func (c *initCmd) Run(a *app) error {
+	have, err := c.begun()
+	if err != nil {
+		return err
+	}
+	s, err := c.settings(have)
+	if err != nil {
+		return err
+	}
+	return a.serve(c.DataDir, s, "A cluster was founded, its first node is running.")
+}
+
+func (c *initCmd) settings(have node.Settings) (node.Settings, error) {
+	if len(have.Join) > 0 {
+		return have, fmt.Errorf("directory %s %w, begun to join cluster %s: go on with \"torus join\", or choose another --data-dir",
+			c.DataDir, node.ErrFounded, have.Cluster)
+	}
+	s, err := c.nodeFlags.settings(have)
+	if err != nil {
+		return s, err
+	}
 	if !slices.Contains(s.Roles, cluster.RoleEtcd) {
 		return s, badUsage("--roles: the node that founds a cluster keeps its records: it needs the role etcd")
 	}
+	s.Replicas = c.Replicas
 	return node.New(s), nil
+}
+
+type joinCmd struct {
+	Peer string `arg:"" placeholder:"HOST:PORT" help:"API of any node of the cluster."`
+	nodeFlags
+}
+
+// Run joins a cluster.
+func (c *joinCmd) Run(a *app) error {
+	have, err := c.begun()
+	if err != nil {
+		return err
+	}
+	about, err := node.Ask(a.ctx, c.Peer)
+	if err != nil {
+		return fmt.Errorf("no node of a cluster answers at %s: %s", c.Peer, rootCause(err))
+	}
+	if have.Cluster != "" && have.Cluster != about.Cluster {
+		return fmt.Errorf("directory %s %w, begun for cluster %s, and %s is of cluster %s: choose another --data-dir",
+			c.DataDir, node.ErrFounded, have.Cluster, c.Peer, about.Cluster)
+	}
+	s, err := c.settings(have)
+	if err != nil {
+		return err
+	}
+	s.Cluster, s.Join = about.Cluster, about.Etcd
+	return a.serve(c.DataDir, node.New(s), "The node has joined the cluster and is running.")
 }
 
 // basePort is the first port of a node that founds a cluster: what is given,
@@ -87,38 +146,49 @@ func basePort(given *int, had int) int {
 }
 
 type startCmd struct {
-	DataDir string `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
+	DataDir   string     `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
+	Listen    netip.Addr `placeholder:"IP" help:"Open the node's ports on another address from now on."`
+	Advertise netip.Addr `placeholder:"IP" help:"Other nodes reach it at another address from now on."`
+	Port      int        `placeholder:"PORT" help:"First of the node's four ports from now on."`
 	nbdFlags
 }
 
-// Run runs a node again. NBD flags that are given replace what it was set up
-// with.
+// Run runs a node again. Flags that are given replace what it was set up with.
 func (c *startCmd) Run(a *app) error {
 	s, err := node.Load(c.DataDir)
 	if err != nil {
-		return advise(err, node.ErrNoNode, "found a cluster with \"torus init --data-dir %s\"", c.DataDir)
+		return advise(err, node.ErrNoNode, "found a cluster with \"torus init --data-dir %s\", or join one with \"torus join\"", c.DataDir)
 	}
 	if s, err = c.over(s); err != nil {
 		return err
 	}
-	return a.serve(c.DataDir, s, "started")
+	if c.Listen.IsValid() {
+		s.Listen = c.Listen
+	}
+	if c.Advertise.IsValid() {
+		s.Advertise = c.Advertise
+	}
+	if c.Port != 0 {
+		s.Port = c.Port
+	}
+	return a.serve(c.DataDir, s, "The node is running.")
 }
 
 // serve runs a node and says where it is reached.
-func (a *app) serve(dir string, s node.Settings, done string) error {
+func (a *app) serve(dir string, s node.Settings, what string) error {
 	return a.run(dir, s, func(ctx context.Context, n *node.Node) error {
 		r := newRunning(n, dir)
-		return a.print(r, func(w io.Writer) { r.nodeBanner(w, done) })
+		return a.print(r, func(w io.Writer) { r.nodeBanner(w, what) })
 	})
 }
 
-func (r running) nodeBanner(w io.Writer, done string) {
+func (r running) nodeBanner(w io.Writer, what string) {
 	fields := [][2]string{
 		{"node", r.Node},
 		{"cluster", r.Cluster},
 		{"data", r.DataDir},
 		{"API", r.API},
-		{"etcd", r.Etcd},
+		{"etcd", strings.Join(r.Etcd, ", ")},
 	}
 	for _, addr := range r.NBD {
 		fields = append(fields, [2]string{"NBD", addr})
@@ -126,12 +196,9 @@ func (r running) nodeBanner(w io.Writer, done string) {
 	if len(r.NBD) == 0 {
 		fields = append(fields, [2]string{"NBD", "off: volumes are exported with --nbd"})
 	}
-	what := "The node is running."
-	if done == "founded" {
-		what = "A cluster was founded, its first node is running."
-	}
 	fmt.Fprintf(w, "%s\n\n", what)
 	writeFields(w, "  ", fields)
 	c := ifNotDefault(r.API)
+	fmt.Fprintf(w, "\nOn other machines, or with another port and directory on this one:\n\n  torus join %s\n", r.API)
 	fmt.Fprintf(w, "\nIn another terminal:\n\n  torus volume create vol1 10G%s\n  torus status%s\n\nCtrl-C stops it.\n", c, c)
 }

@@ -1,19 +1,22 @@
 package cli
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
 
 	"torus/cluster"
-	"torus/node"
 	"torus/ring"
 )
 
 func zone(s string) ring.Zone { return ring.Zone(s) }
 
-type statusCmd struct{}
+type statusCmd struct {
+	Watch bool `help:"Show it again every second, until Ctrl-C."`
+}
 
 // statusView is the cluster as it is printed.
 type statusView struct {
@@ -26,54 +29,75 @@ type statusView struct {
 	Volumes  []volumeView `json:"volumes"`
 }
 
-type nodeView struct {
-	Name     string         `json:"name"`
-	ID       string         `json:"id"`
-	Alive    bool           `json:"alive"`
-	State    string         `json:"state"`
-	API      string         `json:"api"`
-	Zone     string         `json:"zone"`
-	Host     string         `json:"host"`
-	Roles    []cluster.Role `json:"roles"`
-	Capacity int64          `json:"capacity"` // bytes for pages
-	Used     int64          `json:"used"`     // bytes on disk, dead pages included
-	Live     int64          `json:"live"`     // bytes of live pages
-	Corrupt  int64          `json:"corruptPages"`
-	NoSpace  bool           `json:"noSpace"`
-	Failed   string         `json:"failed"`
-}
-
 // Run shows how the cluster is.
 func (c *statusCmd) Run(a *app) error {
-	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
-		nodes, err := records.Nodes(ctx)
+	return a.withRecords(func(ctx context.Context, r records) error {
+		if c.Watch {
+			return a.watchStatus(ctx, r)
+		}
+		view, err := newStatusView(ctx, r)
 		if err != nil {
 			return err
 		}
-		vols, err := records.Volumes(ctx)
-		if err != nil {
-			return err
-		}
-		view := newStatusView(records.Info(), nodes, newVolumeViews(vols, about))
 		return a.print(view, view.write)
 	})
 }
 
-func newStatusView(info cluster.Info, nodes []cluster.NodeInfo, vols []volumeView) statusView {
-	s := statusView{
-		Cluster: string(info.ID), Created: info.Created, Replicas: info.Replicas,
-		Problems: []string{}, Nodes: []nodeView{}, Volumes: vols,
+// watchEvery is how often "status --watch" looks.
+const watchEvery = time.Second
+
+// watchStatus prints the status again and again until the program is to stop:
+// over itself on a terminal, and one JSON object after the other with -o json.
+func (a *app) watchStatus(ctx context.Context, r records) error {
+	const home = "\x1b[H\x1b[2J" // cursor to the top, screen cleared
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		view, err := newStatusView(ctx, r)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !errors.Is(err, cluster.ErrUnavailable):
+			return err
+		case err != nil:
+			fmt.Fprintf(a.stderr, "The cluster's records do not answer: %v\n", err)
+		default:
+			var page bytes.Buffer
+			if !a.json {
+				page.WriteString(home)
+			}
+			if err := a.printTo(&page, view, view.write); err != nil {
+				return err
+			}
+			if _, err := page.WriteTo(a.stdout); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
 	}
+}
+
+func newStatusView(ctx context.Context, r records) (statusView, error) {
+	info := r.Info()
+	s := statusView{Cluster: string(info.ID), Created: info.Created, Replicas: info.Replicas, Problems: []string{}}
+	views, nodes, err := nodeViews(ctx, r.Cluster, r.etcd)
+	if err != nil {
+		return s, err
+	}
+	vols, err := r.Volumes(ctx)
+	if err != nil {
+		return s, err
+	}
+	s.Nodes, s.Volumes = views, newVolumeViews(vols, r.about)
 	for _, n := range nodes {
-		s.Nodes = append(s.Nodes, nodeView{
-			Name: n.Name, ID: n.ID.String(), Alive: n.Alive, State: string(n.State), API: n.Addresses.API,
-			Zone: string(n.Zone), Host: n.Host, Roles: n.Roles, Capacity: n.Capacity,
-			Used: n.Usage.Used, Live: n.Usage.Live, Corrupt: n.Usage.Corrupt, NoSpace: n.Usage.NoSpace, Failed: n.Usage.Failed,
-		})
 		s.Problems = append(s.Problems, problems(n)...)
 	}
 	s.Healthy = len(s.Problems) == 0
-	return s
+	return s, nil
 }
 
 // problems says what is wrong with a node, and what to do about it.
@@ -107,15 +131,7 @@ func (s statusView) write(w io.Writer) {
 		}
 		fmt.Fprintln(w)
 	}
-	rows := [][]string{{"NODE", "STATE", "API", "ROLES", "LIVE", "ON DISK", "CAPACITY"}}
-	for _, n := range s.Nodes {
-		state := n.State
-		if !n.Alive {
-			state = "not answering"
-		}
-		rows = append(rows, []string{n.Name, state, n.API, join(n.Roles), formatSize(n.Live), formatSize(n.Used), formatSize(n.Capacity)})
-	}
-	writeTable(w, rows)
+	writeNodes(w, s.Nodes)
 	fmt.Fprintln(w)
 	writeVolumes(w, s.Volumes)
 }

@@ -304,7 +304,7 @@ func TestAttachChain(t *testing.T) {
 	if !slices.Equal(a.Chain, []store.LayerID{v.Head, 0x51, 0x52}) {
 		t.Errorf("chain %v", a.Chain)
 	}
-	if len(a.Ring.Nodes) != 1 || a.Ring.Copies != 1 || a.Ring.Number != 1 {
+	if len(a.Ring.IDs()) != 1 || a.Ring.Copies() != 1 || a.Ring.Number != 1 {
 		t.Errorf("ring %+v", a.Ring)
 	}
 }

@@ -17,7 +17,7 @@ import (
 //	/torus/cluster             1       id, created, replicas
 //	/torus/nodes/NODE          1       name, addresses, zone, host, roles, capacity, identity, state
 //	/torus/alive/NODE          1       usage (lease)
-//	/torus/rings/N             1       copies, nodes; N in 16 hexadecimal digits
+//	/torus/rings/N             1       ring, as package ring writes it; N in 16 hexadecimal digits
 //	/torus/lineages/LINEAGE    1       replicas, min_copies, epoch, ring
 //	/torus/volumes/NAME        1       id, size, lineage, head, clean, epoch, created
 //	/torus/layers/LAYER        1       lineage, parent, sealed, deleted, forget, pending

@@ -86,24 +86,19 @@ func newAliveRecord(u Usage) *aliveRecord {
 
 type ringRecord struct {
 	format
-	Copies int     `json:"copies"`
-	Nodes  []hexID `json:"nodes"`
+	Ring *ring.Ring `json:"ring"`
 }
 
 func (r *ringRecord) check() error {
-	if err := checkIDs("nodes", r.Nodes); err != nil {
-		return err
+	if r.Ring == nil {
+		return fmt.Errorf("%w: no ring", ErrInvalid)
 	}
-	return inRange("copies", r.Copies, 1, min(MaxReplicas, len(r.Nodes)))
+	return nil // the rest was checked when it was decoded
 }
 
-func (r *ringRecord) ring(number uint64) Ring {
-	return Ring{Number: number, Copies: r.Copies, Nodes: convertIDs[ring.NodeID](r.Nodes)}
-}
+func (r *ringRecord) ring(number uint64) Ring { return Ring{number, r.Ring} }
 
-func newRingRecord(r Ring) *ringRecord {
-	return &ringRecord{Copies: r.Copies, Nodes: convertIDs[hexID](r.Nodes)}
-}
+func newRingRecord(r Ring) *ringRecord { return &ringRecord{Ring: r.Ring} }
 
 type lineageRecord struct {
 	format

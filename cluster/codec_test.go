@@ -21,6 +21,12 @@ func newRecords() []record {
 // What a record looks like to an operator, and that it comes back as it was.
 func TestRecordsAsStored(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	testRing := newTestRing(t, 1, 1, 2)
+	ringText, err := json.Marshal(testRing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ringJSON := string(ringText) // package ring's tests look at it
 	for i, c := range []struct {
 		r    record
 		want string
@@ -31,7 +37,7 @@ func TestRecordsAsStored(t *testing.T) {
 			`{"format":1,"name":"n1","addresses":{"api":"127.0.0.1:7480"},"zone":"z","host":"h","roles":["etcd"],"capacity":7,"identity":"00000000000000ab","state":"active"}`},
 		{newAliveRecord(Usage{Used: 1, Live: 2, Corrupt: 3, NoSpace: true, Failed: "x"}),
 			`{"format":1,"used":1,"live":2,"corrupt":3,"no_space":true,"failed":"x"}`},
-		{newRingRecord(Ring{Copies: 1, Nodes: []ring.NodeID{1, 2}}), `{"format":1,"copies":1,"nodes":["0000000000000001","0000000000000002"]}`},
+		{newRingRecord(Ring{1, testRing}), `{"format":1,"ring":` + ringJSON + `}`},
 		{newLineageRecord(Lineage{Replicas: 2, MinCopies: 1, Epoch: 9, Ring: 1}),
 			`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001"}`},
 		{newVolumeRecord(Volume{ID: 1, Size: 4096, Lineage: 2, Head: 3, Clean: true, Epoch: 4, Created: at}),
@@ -50,6 +56,20 @@ func TestRecordsAsStored(t *testing.T) {
 			t.Errorf("%s comes back as %+v, %v", c.want, back, err)
 		}
 	}
+}
+
+// newTestRing returns a ring over the nodes.
+func newTestRing(t *testing.T, copies int, nodes ...ring.NodeID) *ring.Ring {
+	t.Helper()
+	var members []ring.Member
+	for _, id := range nodes {
+		members = append(members, ring.Member{ID: id, Weight: 1 << 30})
+	}
+	r, err := ring.New(copies, members, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func TestRecordsChecked(t *testing.T) {
@@ -71,7 +91,7 @@ func TestRecordsChecked(t *testing.T) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
-	if err := decode("k", []byte(`{"format":1,"copies":3,"nodes":["0000000000000001"]}`), &ringRecord{}); !errors.Is(err, ErrCorrupt) {
+	if err := decode("k", []byte(`{"format":1}`), &ringRecord{}); !errors.Is(err, ErrCorrupt) {
 		t.Error(err)
 	}
 }

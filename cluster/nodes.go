@@ -104,6 +104,18 @@ func (t *tx) nodes(ctx context.Context) ([]Node, error) {
 	return decodeNodes(pairs)
 }
 
+// nodesKept is nodes; none may be removed either.
+func (t *tx) nodesKept(ctx context.Context) ([]Node, error) {
+	pairs, err := t.list(ctx, keyNodes)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range pairs {
+		t.reads[p.Key] = p.Mod
+	}
+	return decodeNodes(pairs)
+}
+
 func decodeNodes(pairs []Pair) ([]Node, error) {
 	nodes := make([]Node, len(pairs))
 	for i, p := range pairs {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"slices"
 	"time"
 
 	"torus/ring"
@@ -73,11 +74,23 @@ type Usage struct {
 	Failed     string // why it serves no blocks; empty while it does
 }
 
-// Ring names the nodes that keep the chunks of lineages. Rings never change.
+// Ring says where the chunks of lineages lie. A number's ring never changes.
 type Ring struct {
 	Number uint64
-	Copies int
-	Nodes  []ring.NodeID // in order
+	*ring.Ring
+}
+
+// Has reports whether a node is a member.
+func (r Ring) Has(id ring.NodeID) bool { return slices.Contains(r.IDs(), id) }
+
+// IDs returns the members, in order.
+func (r Ring) IDs() []ring.NodeID {
+	members := r.Members()
+	ids := make([]ring.NodeID, len(members))
+	for i, m := range members {
+		ids[i] = m.ID
+	}
+	return ids
 }
 
 // Lineage is a volume with all its clones. Its record is never deleted, as it

@@ -100,7 +100,7 @@ func (t *tx) absent(ctx context.Context, keys ...string) error {
 // ringFor returns the number of a ring of so many copies over the present
 // storage nodes, and writes it if there is none yet.
 func (t *tx) ringFor(ctx context.Context, copies int) (uint64, error) {
-	nodes, err := t.nodes(ctx)
+	nodes, err := t.nodesKept(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -112,46 +112,62 @@ func (t *tx) ringFor(ctx context.Context, copies int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	last := uint64(0)
-	for _, p := range pairs {
+	last, newest := uint64(0), (*ring.Ring)(nil)
+	for _, p := range pairs { // in the order of numbers
 		number, r, err := decodeRing(p)
 		if err != nil {
 			return 0, err
 		}
-		if r.Copies == copies && slices.Equal(r.Nodes, members) {
+		last = number
+		if r.Copies() != copies {
+			continue
+		}
+		if newest = r.Ring; sameMembers(r.Members(), members) {
 			return number, nil
 		}
-		last = max(last, number)
 	}
-	r := Ring{Number: last + 1, Copies: copies, Nodes: members}
-	t.put(idKey(keyRings, r.Number), newRingRecord(r))
-	return r.Number, nil
+	r, err := ring.New(copies, members, newest)
+	if err != nil {
+		return 0, err
+	}
+	t.put(idKey(keyRings, last+1), newRingRecord(Ring{last + 1, r}))
+	return last + 1, nil
+}
+
+// sameMembers reports whether a ring of members a serves members b as well: the
+// same nodes in the same places. Capacities differ a little at each start of a
+// node, with what else lies on its disk.
+func sameMembers(a, b []ring.Member) bool {
+	return slices.EqualFunc(a, b, func(a, b ring.Member) bool {
+		near := a.Weight/10*9 <= b.Weight && b.Weight/10*9 <= a.Weight
+		return a.ID == b.ID && a.Zone == b.Zone && a.Host == b.Host && near
+	})
 }
 
 // members returns the nodes that a ring of so many copies has, in order.
-func members(nodes []Node, copies int) ([]ring.NodeID, error) {
-	var ids []ring.NodeID
+func members(nodes []Node, copies int) ([]ring.Member, error) {
+	var members []ring.Member
 	peer := "PEER"
 	for _, n := range nodes {
 		if n.Has(RoleStorage) && n.State == NodeActive {
-			ids = append(ids, n.ID)
+			members = append(members, ring.Member{ID: n.ID, Weight: max(n.Capacity, 1), Zone: n.Zone, Host: n.Host})
 		}
 		if peer == "PEER" && n.Addresses.API != "" {
 			peer = n.Addresses.API
 		}
 	}
-	if len(ids) >= copies {
-		return ids, nil
+	if len(members) >= copies {
+		return members, nil
 	}
 	use := ""
-	if len(ids) > 0 {
-		use = fmt.Sprintf(", or use --replicas %d", len(ids))
+	if len(members) > 0 {
+		use = fmt.Sprintf(", or use --replicas %d", len(members))
 	}
 	need := fmt.Sprintf("%d replicas need %d storage nodes", copies, copies)
 	if copies == 1 {
 		need = "1 replica needs 1 storage node"
 	}
-	return nil, &tooFewNodesError{fmt.Sprintf("%s, the cluster has %d: add one with \"torus join %s\"%s", need, len(ids), peer, use)}
+	return nil, &tooFewNodesError{fmt.Sprintf("%s, the cluster has %d: add one with \"torus join %s\"%s", need, len(members), peer, use)}
 }
 
 // tooFewNodesError is ErrTooFewNodes in the words that help.
@@ -159,6 +175,21 @@ type tooFewNodesError struct{ text string }
 
 func (e *tooFewNodesError) Error() string        { return e.text }
 func (e *tooFewNodesError) Is(target error) bool { return target == ErrTooFewNodes }
+
+// Rings returns all rings, in the order of their numbers.
+func (c *Cluster) Rings(ctx context.Context) ([]Ring, error) {
+	pairs, _, err := c.readAll(ctx, keyRings, 0)
+	if err != nil {
+		return nil, err
+	}
+	rings := make([]Ring, len(pairs))
+	for i, p := range pairs {
+		if _, rings[i], err = decodeRing(p); err != nil {
+			return nil, err
+		}
+	}
+	return rings, nil
+}
 
 func decodeRing(p Pair) (uint64, Ring, error) {
 	var r ringRecord

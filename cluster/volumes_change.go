@@ -106,22 +106,18 @@ func (t *tx) deleteVolume(ctx context.Context, v Volume) error {
 }
 
 // mayHave returns the nodes that may have layers or the fence of v: those of
-// the lineage's ring, and those whose incarnation was recorded.
+// the lineage's ring, and those whose incarnation was recorded, as far as they
+// are still in the cluster.
 func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
 	lineage, err := t.lineage(ctx, v.Lineage)
 	if err != nil {
 		return nil, err
 	}
-	key := idKey(keyRings, lineage.Ring)
-	var r ringRecord
-	found, err := t.get(ctx, key, &r)
-	if err == nil && !found {
-		err = corrupt(key, "missing, although lineage %v names it", lineage.ID)
-	}
+	r, err := t.ring(ctx, lineage)
 	if err != nil {
 		return nil, err
 	}
-	ids := r.ring(lineage.Ring).Nodes
+	ids := r.IDs()
 	prefix := idKey(keyIncarnations, v.ID) + "/"
 	pairs, err := t.list(ctx, prefix)
 	if err != nil {
@@ -134,8 +130,26 @@ func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
 		}
 		ids = append(ids, id)
 	}
+	nodes, err := t.nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	gone := func(id ring.NodeID) bool {
+		return !slices.ContainsFunc(nodes, func(n Node) bool { return n.ID == id })
+	}
 	slices.Sort(ids)
-	return slices.Compact(ids), nil
+	return slices.DeleteFunc(slices.Compact(ids), gone), nil
+}
+
+// ring reads the ring of a lineage, which must be there.
+func (t *tx) ring(ctx context.Context, l Lineage) (Ring, error) {
+	var r ringRecord
+	key := idKey(keyRings, l.Ring)
+	found, err := t.get(ctx, key, &r)
+	if err == nil && !found {
+		err = corrupt(key, "missing, although lineage %v names it", l.ID)
+	}
+	return r.ring(l.Ring), err
 }
 
 // Layer returns a layer's record. ErrNotFound says that there is none: that
@@ -188,11 +202,7 @@ func (c *Cluster) ConfirmDrop(ctx context.Context, id store.LayerID, node ring.N
 		if !slices.Contains(l.Pending, node) {
 			return nil
 		}
-		if l.Pending = without(l.Pending, node); len(l.Pending) == 0 {
-			t.delete(key)
-		} else {
-			t.put(key, newLayerRecord(l))
-		}
+		t.confirm(l, node)
 		return nil
 	})
 	return about("layer "+id.String(), err)

@@ -167,8 +167,9 @@ func TestDeleteVolume(t *testing.T) {
 	if !errors.As(err, &busy) || busy.Holder != holder(1) || busy.Epoch != 1 || busy.Volume != "vol1" {
 		t.Errorf("%+v", busy)
 	}
-	// Node 9 had the volume in an earlier ring.
-	if err := a.Serving(t.Context(), []Incarnation{{Node: 9, Identity: 1, Incarnation: 2}}); err != nil {
+	// Node 9 had the volume in an earlier ring; node 8 had, and was removed.
+	b.register(t, 9)
+	if err := a.Serving(t.Context(), []Incarnation{{Node: 9, Identity: 1, Incarnation: 2}, {Node: 8, Identity: 1, Incarnation: 2}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Detach(t.Context(), false); err != nil {

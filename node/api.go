@@ -84,7 +84,7 @@ func (n *Node) startAPI() {
 func (n *Node) serveAbout(w http.ResponseWriter, _ *http.Request) {
 	a := About{
 		Cluster: n.settings.Cluster, Node: n.settings.Name, Version: n.version,
-		Etcd: []string{n.etcd.Endpoint()}, Exports: []Exported{},
+		Etcd: n.records.Endpoints(), Exports: []Exported{},
 	}
 	for _, addr := range n.ExportAddrs() {
 		a.Exports = append(a.Exports, Exported{Address: addr.String(), Unix: addr.Network() == "unix", TLS: n.settings.NBD.Cert != ""})

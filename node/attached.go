@@ -42,7 +42,7 @@ const detachPatience = 10 * time.Second
 // attach takes the volume and makes it ready to serve.
 func (n *Node) attach(ctx context.Context, name string) (*attached, error) {
 	h := cluster.Holder{Node: n.settings.ID, Name: n.settings.Name, Process: n.process}
-	att, err := n.cluster.Attach(ctx, name, h, cluster.AttachOptions{Dead: n.provenDead})
+	att, err := n.cluster.Attach(ctx, name, h, cluster.AttachOptions{Dead: n.provenDead, Force: n.forces(name)})
 	if err != nil {
 		return nil, err
 	}
@@ -54,15 +54,26 @@ func (n *Node) attach(ctx context.Context, name string) (*attached, error) {
 	return a, nil
 }
 
+// forces reports whether a volume is to be taken from whoever holds it: once,
+// or two of them would take it from each other for ever.
+func (n *Node) forces(name string) bool {
+	n.forcing.Lock()
+	defer n.forcing.Unlock()
+	forced := n.force[name]
+	delete(n.force, name)
+	return forced
+}
+
 func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment) (*attached, error) {
-	if n.store == nil || !slices.Equal(att.Ring.Nodes, []ring.NodeID{n.settings.ID}) {
-		return nil, fmt.Errorf("it lies on the nodes %v, and this node reaches only its own store", att.Ring.Nodes)
+	stores, distances, err := n.reach(ctx, att.Ring)
+	if err != nil {
+		return nil, err
 	}
-	place := []ring.NodeID{n.settings.ID}
 	v, err := volume.Open(ctx, volume.Options{
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
-		Stores:    map[ring.NodeID]store.Store{n.settings.ID: n.store},
-		Place:     func(ring.ChunkIndex) []ring.NodeID { return place },
+		Stores:    stores,
+		Place:     nearestFirst(att.Ring.Ring, att.Lineage.ID, func(id ring.NodeID) int { return distances[id] }),
+		ReadOnly:  n.readOnly,
 		MinCopies: att.MinCopies(),
 		Clean:     att.Volume.Clean, Recorded: recorded(att.Incarnations),
 		Serving: func(ctx context.Context, f volume.Found) error { return att.Serving(ctx, incarnations(f)) },
@@ -77,6 +88,34 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment) (*atta
 	a.watch = cancel
 	go n.watchAttached(watching, a)
 	return a, nil
+}
+
+// reach returns the stores of a ring's nodes, and how far each of them is: this
+// node's own directly, the others over connections.
+func (n *Node) reach(ctx context.Context, r cluster.Ring) (map[ring.NodeID]store.Store, map[ring.NodeID]int, error) {
+	nodes, err := n.cluster.Nodes(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	self := cluster.Node{ID: n.settings.ID, Host: n.settings.Host, Zone: n.settings.Zone}
+	stores, distances := map[ring.NodeID]store.Store{}, map[ring.NodeID]int{}
+	for _, id := range r.IDs() {
+		i := slices.IndexFunc(nodes, func(n cluster.NodeInfo) bool { return n.ID == id })
+		switch {
+		case id == n.settings.ID && n.store != nil:
+			stores[id] = n.store
+		case i < 0:
+			return nil, nil, fmt.Errorf("a copy lies on node %v, of which there is no record", id)
+		default:
+			if stores[id], err = n.peers.store(nodes[i].Node); err != nil {
+				return nil, nil, err
+			}
+		}
+		if i >= 0 {
+			distances[id] = distance(self, nodes[i].Node)
+		}
+	}
+	return stores, distances, nil
 }
 
 // recorded gives the volume what the records say of its copies.
@@ -146,7 +185,9 @@ func (n *Node) detach(att *cluster.Attachment, clean bool) error {
 // provenDead reports whether a holder has surely ended. One of this node's own
 // past processes has: it held the lock of the data directory, which this one
 // has now. That is proof also after a reboot, and in another container, where
-// process IDs say nothing.
+// process IDs say nothing. And of this process, which attaches a volume only when
+// it has ended the attachment before.
 func (n *Node) provenDead(h cluster.Holder) bool {
-	return h.Node == n.settings.ID && h.Process != n.process || cluster.ProvenDeadHere(h)
+	ours := n.settings.ID != 0 && h.Node == n.settings.ID
+	return ours || h.Process == n.process || cluster.ProvenDeadHere(h)
 }

@@ -199,7 +199,7 @@ func TestTakenAway(t *testing.T) {
 	n, _ := newTestNode(t)
 	d, release := mustOpen(t, n, "vol1")
 	defer release()
-	other, err := n.cluster.Attach(t.Context(), "vol1", cluster.Holder{Name: "other", Process: n.process}, cluster.AttachOptions{Force: true})
+	other, err := n.cluster.Attach(t.Context(), "vol1", cluster.Holder{Name: "other", Process: cluster.Process{BootID: "another machine"}}, cluster.AttachOptions{Force: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"reflect"
 	"sync"
 	"time"
@@ -48,14 +47,21 @@ type Node struct {
 	process  cluster.Process
 	since    time.Time
 
-	etcd    *cluster.Server
-	cluster *cluster.Cluster
-	store   store.Store // nil without the role storage
-	exports *exports    // nil without the role nbd
-	nbd     *nbd.Server // nil when nothing is exported
+	member   *cluster.Server // as it was started; the seat's from then on
+	seat     *cluster.Seat   // nil without the role etcd
+	records  *cluster.Client // reaches etcd, here or elsewhere
+	cluster  *cluster.Cluster
+	store    store.Store     // nil without the role storage
+	peers    *peers          // the stores of other nodes
+	exports  *exports        // nil without the role nbd
+	nbd      *nbd.Server     // nil when nothing is exported
+	readOnly bool            // volumes are attached for reading only
+	force    map[string]bool // volumes still to be taken from whoever holds them; guarded by forcing
+	forcing  sync.Mutex
 
-	apiListener  net.Listener
-	nbdListeners []net.Listener
+	apiListener    net.Listener
+	blocksListener net.Listener // nil without the role storage
+	nbdListeners   []net.Listener
 
 	closers []closer // in the order of starting
 	closing sync.Once
@@ -75,6 +81,14 @@ type closer struct {
 // Start runs a node; it returns when the node serves. What was started is
 // stopped again if it fails. ErrLocked if another process runs it.
 func Start(ctx context.Context, o Options) (*Node, error) {
+	n := newNode(o)
+	if err := n.start(ctx); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
+}
+
+func newNode(o Options) *Node {
 	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, failed: make(chan struct{}), since: time.Now(), starting: o.Starting}
 	if n.starting == nil {
 		n.starting = func(string) {}
@@ -82,10 +96,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
-	if err := n.start(ctx); err != nil {
-		return nil, errors.Join(err, n.Close())
-	}
-	return n, nil
+	return n
 }
 
 // start starts the parts, each on what was started before it.
@@ -117,10 +128,14 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err := n.startBoth(ctx); err != nil {
 		return err
 	}
+	n.startSeat()
+	n.startBlocks() // before others are told where
 	if err := n.register(ctx); err != nil {
 		return err
 	}
+	n.startMembership()
 	n.startDrops()
+	n.startPeers()
 	if err := n.startNBD(nil); err != nil {
 		return err
 	}
@@ -143,6 +158,9 @@ func (n *Node) listen() (err error) {
 	if n.apiListener, err = n.listenAPI(); err != nil {
 		return err
 	}
+	if n.blocksListener, err = n.listenBlocks(); err != nil {
+		return err
+	}
 	if err := n.settings.tryEtcdPorts(); err != nil {
 		return err
 	}
@@ -152,8 +170,10 @@ func (n *Node) listen() (err error) {
 
 func (n *Node) closeListeners() error {
 	all := n.nbdListeners
-	if n.apiListener != nil {
-		all = append(all, n.apiListener)
+	for _, l := range []net.Listener{n.apiListener, n.blocksListener} {
+		if l != nil {
+			all = append(all, l)
+		}
 	}
 	var errs []error
 	for _, l := range all {
@@ -191,7 +211,7 @@ func (n *Node) startBoth(ctx context.Context) error {
 		wg.Go(func() { opened, storeErr = n.openStore(ctx) })
 	}
 	n.starting("etcd")
-	err := n.startEtcd(ctx)
+	err := n.startMember(ctx)
 	n.starting("the store") // which takes long after a crash, or when its index is rebuilt
 	wg.Wait()
 	n.starting("the cluster's records")
@@ -214,47 +234,6 @@ func (n *Node) openStore(ctx context.Context) (store.Store, error) {
 		return nil, err // not s: a nil *Store in an interface is not nil
 	}
 	return s, nil
-}
-
-// startEtcd starts the member of this node.
-func (n *Node) startEtcd(ctx context.Context) error {
-	dir := etcdDir(n.dir)
-	if n.settings.Founded && !exists(filepath.Join(dir, "torus.json")) {
-		return fmt.Errorf("directory %s: the records of cluster %s were here and are gone", dir, n.settings.Cluster)
-	}
-	s, err := cluster.StartServer(ctx, cluster.ServerOptions{
-		Dir: dir, Cluster: n.settings.Cluster, Node: n.settings.ID,
-		Listen: n.settings.Listen, ClientPort: n.settings.Port + 2, PeerPort: n.settings.Port + 3,
-		Log: n.log,
-	})
-	if err != nil {
-		return err
-	}
-	n.etcd = s
-	n.started("etcd", s.Close)
-	go func() {
-		select {
-		case <-s.Failed():
-			n.fail(s.Err())
-		case <-n.failed:
-		}
-	}()
-	return nil
-}
-
-// openCluster opens the records, or writes the first one.
-func (n *Node) openCluster(ctx context.Context) (err error) {
-	opts := cluster.Options{Log: n.log.With("part", "cluster")}
-	if n.settings.Founded {
-		n.cluster, err = cluster.Open(ctx, n.etcd.KV(), n.settings.Cluster, opts)
-		return err
-	}
-	f := cluster.Founding{ID: n.settings.Cluster, Replicas: n.settings.Replicas}
-	if n.cluster, err = cluster.Found(ctx, n.etcd.KV(), f, opts); err != nil {
-		return err
-	}
-	n.settings.Founded = true
-	return n.settings.save(n.dir)
 }
 
 // started remembers how to stop a part.
@@ -308,6 +287,12 @@ func (n *Node) Settings() Settings { return n.settings }
 
 // Cluster returns the records.
 func (n *Node) Cluster() *cluster.Cluster { return n.cluster }
+
+// API returns where others reach the node's API: HOST:PORT.
+func (n *Node) API() string { return n.settings.address(0) }
+
+// Etcd returns where the members of etcd are reached, as far as is known: HOST:PORT.
+func (n *Node) Etcd() []string { return n.records.Endpoints() }
 
 // ExportAddrs returns where NBD clients connect, in the order given.
 func (n *Node) ExportAddrs() []net.Addr {

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -15,26 +16,41 @@ import (
 // counts as gone.
 const aliveEvery = 3 * time.Second
 
+// ErrRemoved: the node was taken out of the cluster.
+var ErrRemoved = errors.New("removed from the cluster")
+
 // register writes the node's record, and says from then on that it lives.
 func (n *Node) register(ctx context.Context) error {
 	r := cluster.Node{
 		ID: n.settings.ID, Name: n.settings.Name, Zone: n.settings.Zone, Host: n.settings.Host, Roles: n.settings.Roles,
 		Addresses: cluster.Addresses{
-			API:    addrPort(n.settings.Listen, n.settings.Port),
-			Client: addrPort(n.settings.Listen, n.settings.Port+2),
-			Peer:   addrPort(n.settings.Listen, n.settings.Port+3),
+			API: n.settings.address(0),
 		},
 	}
+	if n.settings.Has(cluster.RoleEtcd) {
+		r.Addresses.Client, r.Addresses.Peer = n.settings.address(2), n.settings.address(3)
+	}
 	if n.store != nil {
+		r.Addresses.Blocks = n.settings.address(1)
 		st, err := n.store.Stat(ctx)
 		if err != nil {
 			return err
 		}
 		r.Identity, r.Capacity = st.Identity, st.Capacity
 	}
+	if n.settings.Registered {
+		there, err := n.cluster.Registered(ctx, n.settings.ID)
+		if err != nil {
+			return err
+		}
+		if !there {
+			return n.removed()
+		}
+	}
 	if err := n.cluster.RegisterNode(ctx, r); err != nil {
 		return err
 	}
+	n.settings.Registered = true // written down when the node has started
 	p := n.cluster.Announce(n.settings.ID)
 	if err := p.Renew(ctx, n.usage(ctx)); err != nil {
 		return err
@@ -47,9 +63,31 @@ func (n *Node) register(ctx context.Context) error {
 		wg.Wait()
 		ctx, cancel := context.WithTimeout(context.Background(), aliveEvery)
 		defer cancel()
-		return p.Close(ctx)
+		if err := p.Close(ctx); err != nil { // its lease runs out by itself
+			n.log.Info("could not say that this node stops", "err", err)
+		}
+		return nil
 	})
 	return nil
+}
+
+// leavePatience bounds how long a node that was removed waits for etcd to do
+// without its member; the others see to that too.
+const leavePatience = 20 * time.Second
+
+func (n *Node) leave(ctx context.Context) {
+	if n.seat == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leavePatience)
+	defer cancel()
+	if err := n.seat.Leave(ctx); err != nil {
+		n.log.Warn("the node was removed, and stops as an etcd member", "err", err)
+	}
+}
+
+func (n *Node) removed() error {
+	return fmt.Errorf("node %s: %w: its directory %s can be deleted", n.settings.Name, ErrRemoved, n.dir)
 }
 
 func (n *Node) keepAlive(ctx context.Context, p *cluster.Presence) {
@@ -64,6 +102,11 @@ func (n *Node) keepAlive(ctx context.Context, p *cluster.Presence) {
 		}
 		if err := p.Renew(ctx, n.usage(ctx)); err != nil && ctx.Err() == nil {
 			n.log.Warn("could not say that this node lives", "err", err)
+		}
+		if there, err := n.cluster.Registered(ctx, n.settings.ID); err == nil && !there {
+			n.leave(ctx)
+			n.fail(n.removed())
+			return
 		}
 		n.releaseWhenIdle(ctx, &idle)
 	}

@@ -30,8 +30,11 @@ type Settings struct {
 	// Founded is set once the cluster's first record is written, or the node has
 	// joined. From then on records that are missing were lost, and are never made
 	// anew.
-	Founded  bool
-	Replicas int // what the cluster is founded with: copies of a volume by default
+	Founded bool
+	// Registered is set once the node's record is written: when that is missing
+	// later, the node was removed, and must not come back by itself.
+	Registered bool
+	Replicas   int // what the cluster is founded with: copies of a volume by default
 	// Join has the etcd endpoints of the cluster, each HOST:PORT, by which the
 	// node finds it: those of the peer it joined through, later those it knew
 	// last. Empty for a node that founds a cluster.
@@ -153,23 +156,24 @@ func (s Settings) checkAddresses() error {
 
 // settingsFile is node.json.
 type settingsFile struct {
-	Format    int        `json:"format"`
-	ID        string     `json:"id"`
-	Name      string     `json:"name"`
-	Cluster   string     `json:"cluster"`
-	Founded   bool       `json:"founded"`
-	Replicas  int        `json:"replicas"`
-	Join      []string   `json:"join,omitempty"`
-	Roles     []string   `json:"roles"`
-	Listen    netip.Addr `json:"listen"`
-	Advertise netip.Addr `json:"advertise,omitzero"`
-	Port      int        `json:"port"`
-	Insecure  bool       `json:"insecure,omitempty"`
-	Zone      string     `json:"zone,omitempty"`
-	Host      string     `json:"host,omitempty"`
-	Capacity  int64      `json:"capacity,omitempty"`
-	Reserve   int64      `json:"reserve,omitempty"`
-	NBD       nbdFile    `json:"nbd"`
+	Format     int        `json:"format"`
+	ID         string     `json:"id"`
+	Name       string     `json:"name"`
+	Cluster    string     `json:"cluster"`
+	Founded    bool       `json:"founded"`
+	Registered bool       `json:"registered"`
+	Replicas   int        `json:"replicas"`
+	Join       []string   `json:"join,omitempty"`
+	Roles      []string   `json:"roles"`
+	Listen     netip.Addr `json:"listen"`
+	Advertise  netip.Addr `json:"advertise,omitzero"`
+	Port       int        `json:"port"`
+	Insecure   bool       `json:"insecure,omitempty"`
+	Zone       string     `json:"zone,omitempty"`
+	Host       string     `json:"host,omitempty"`
+	Capacity   int64      `json:"capacity,omitempty"`
+	Reserve    int64      `json:"reserve,omitempty"`
+	NBD        nbdFile    `json:"nbd"`
 }
 
 type nbdFile struct {
@@ -221,7 +225,7 @@ func decodeSettings(path string, b []byte) (Settings, error) {
 		return Settings{}, fmt.Errorf("file %s: node ID %q is not 16 hexadecimal digits", path, f.ID)
 	}
 	s := Settings{
-		ID: ring.NodeID(id), Name: f.Name, Cluster: cluster.ID(f.Cluster), Founded: f.Founded, Replicas: f.Replicas,
+		ID: ring.NodeID(id), Name: f.Name, Cluster: cluster.ID(f.Cluster), Founded: f.Founded, Registered: f.Registered, Replicas: f.Replicas,
 		Join: f.Join, Listen: f.Listen, Advertise: f.Advertise, Port: f.Port, Insecure: f.Insecure, Zone: ring.Zone(f.Zone), Host: f.Host,
 		Capacity: f.Capacity, Reserve: f.Reserve, NBD: NBD(f.NBD),
 	}
@@ -234,7 +238,7 @@ func decodeSettings(path string, b []byte) (Settings, error) {
 // save replaces node.json; it is durable on return.
 func (s Settings) save(dir string) error {
 	f := settingsFile{
-		Format: settingsFormat, ID: s.ID.String(), Name: s.Name, Cluster: string(s.Cluster), Founded: s.Founded,
+		Format: settingsFormat, ID: s.ID.String(), Name: s.Name, Cluster: string(s.Cluster), Founded: s.Founded, Registered: s.Registered,
 		Replicas: s.Replicas, Join: s.Join, Listen: s.Listen, Advertise: s.Advertise, Port: s.Port, Insecure: s.Insecure, Zone: string(s.Zone), Host: s.Host,
 		Capacity: s.Capacity, Reserve: s.Reserve, NBD: nbdFile(s.NBD),
 	}

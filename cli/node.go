@@ -1,0 +1,151 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"torus/cluster"
+)
+
+type nodeCmds struct {
+	List   nodeListCmd   `cmd:"" help:"List all nodes."`
+	Show   nodeShowCmd   `cmd:"" help:"Show a node."`
+	Remove nodeRemoveCmd `cmd:"" help:"Take a node that keeps no copies out of the cluster, for good."`
+}
+
+// nodeView is a node as it is printed.
+type nodeView struct {
+	Name     string         `json:"name"`
+	ID       string         `json:"id"`
+	Alive    bool           `json:"alive"`
+	State    string         `json:"state"`
+	API      string         `json:"api"`
+	Blocks   string         `json:"blocks"` // where exporters reach its store; empty without one
+	Zone     string         `json:"zone"`
+	Host     string         `json:"host"`
+	Roles    []cluster.Role `json:"roles"`
+	Etcd     string         `json:"etcd"`     // its part: voter, learner, or none
+	Capacity int64          `json:"capacity"` // bytes for pages
+	Used     int64          `json:"used"`     // bytes on disk, dead pages included
+	Live     int64          `json:"live"`     // bytes of live pages
+	Corrupt  int64          `json:"corruptPages"`
+	NoSpace  bool           `json:"noSpace"`
+	Failed   string         `json:"failed"`
+}
+
+func newNodeView(n cluster.NodeInfo, members []cluster.Member) nodeView {
+	v := nodeView{
+		Name: n.Name, ID: n.ID.String(), Alive: n.Alive, State: string(n.State), API: n.Addresses.API, Blocks: n.Addresses.Blocks,
+		Zone: string(n.Zone), Host: n.Host, Roles: n.Roles, Etcd: "none", Capacity: n.Capacity,
+		Used: n.Usage.Used, Live: n.Usage.Live, Corrupt: n.Usage.Corrupt, NoSpace: n.Usage.NoSpace, Failed: n.Usage.Failed,
+	}
+	for _, m := range members {
+		switch {
+		case m.Node != n.ID:
+		case m.Learner:
+			v.Etcd = "learner"
+		default:
+			v.Etcd = "voter"
+		}
+	}
+	return v
+}
+
+// states is the state for people: a node that does not answer has no other.
+func (v nodeView) states() string {
+	if !v.Alive {
+		return "not answering"
+	}
+	return v.State
+}
+
+func (v nodeView) write(w io.Writer) {
+	space := ""
+	if v.Capacity > 0 {
+		space = fmt.Sprintf("%s live, %s on disk, of %s", formatSize(v.Live), formatSize(v.Used), formatSize(v.Capacity))
+	}
+	writeFields(w, "", [][2]string{
+		{"name", v.Name}, {"ID", v.ID}, {"state", v.states()}, {"roles", join(v.Roles)}, {"etcd", v.Etcd},
+		{"zone", v.Zone}, {"host", v.Host}, {"API", v.API}, {"blocks", v.Blocks}, {"space", space}, {"failed", v.Failed},
+	})
+}
+
+func writeNodes(w io.Writer, nodes []nodeView) {
+	rows := [][]string{{"NODE", "STATE", "ZONE", "API", "ROLES", "ETCD", "LIVE", "ON DISK", "CAPACITY"}}
+	for _, n := range nodes {
+		zone := n.Zone
+		if zone == "" {
+			zone = "-"
+		}
+		rows = append(rows, []string{n.Name, n.states(), zone, n.API, join(n.Roles), n.Etcd,
+			formatSize(n.Live), formatSize(n.Used), formatSize(n.Capacity)})
+	}
+	writeTable(w, rows)
+}
+
+// nodeViews returns all nodes as they are printed.
+func nodeViews(ctx context.Context, c *cluster.Cluster, etcd *cluster.Client) ([]nodeView, []cluster.NodeInfo, error) {
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	members, err := etcd.Members(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	views := []nodeView{}
+	for _, n := range nodes {
+		views = append(views, newNodeView(n, members))
+	}
+	return views, nodes, nil
+}
+
+type nodeListCmd struct{}
+
+// Run lists the nodes.
+func (c *nodeListCmd) Run(a *app) error {
+	return a.withRecords(func(ctx context.Context, r records) error {
+		views, _, err := nodeViews(ctx, r.Cluster, r.etcd)
+		if err != nil {
+			return err
+		}
+		return a.print(views, func(w io.Writer) { writeNodes(w, views) })
+	})
+}
+
+type nodeShowCmd struct {
+	Name string `arg:"" help:"Name of the node."`
+}
+
+// Run shows a node.
+func (c *nodeShowCmd) Run(a *app) error {
+	return a.withRecords(func(ctx context.Context, r records) error {
+		n, err := r.Node(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		members, err := r.etcd.Members(ctx)
+		if err != nil {
+			return err
+		}
+		view := newNodeView(n, members)
+		return a.print(view, view.write)
+	})
+}
+
+type nodeRemoveCmd struct {
+	Name string `arg:"" help:"Name of the node."`
+}
+
+// Run removes a node.
+func (c *nodeRemoveCmd) Run(a *app) error {
+	return a.withRecords(func(ctx context.Context, r records) error {
+		if err := r.RemoveNode(ctx, c.Name); err != nil {
+			return advise(err, cluster.ErrNotFound, "\"torus node list\" names those there are")
+		}
+		return a.print(map[string]string{"removed": c.Name}, func(w io.Writer) {
+			fmt.Fprintf(w, "Node %s was removed. If it still runs, it stops by itself; its data directory can be deleted.\n", c.Name)
+		})
+	})
+}

@@ -1,0 +1,73 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"torus/cluster"
+	"torus/ring"
+	"torus/store"
+	"torus/store/remote"
+)
+
+// peers are the stores of other nodes, one connection pool for each, shared by
+// all volumes of this process. Connecting is left to the first request.
+type peers struct {
+	cluster cluster.ID
+	log     *slog.Logger
+
+	mu     sync.Mutex // guards what follows
+	byNode map[ring.NodeID]*peer
+	closed bool
+}
+
+// A peer is a node's store at the address where it was last.
+type peer struct {
+	addr  string
+	store *remote.Client
+}
+
+func newPeers(c cluster.ID, log *slog.Logger) *peers {
+	return &peers{cluster: c, log: log, byNode: map[ring.NodeID]*peer{}}
+}
+
+// store returns the store of a node. If the node has moved, the connections to
+// its former address are closed: volumes that use them lose them anyway.
+func (p *peers) store(n cluster.Node) (store.Store, error) {
+	if n.Addresses.Blocks == "" {
+		return nil, fmt.Errorf("node %s keeps no blocks", n.Name)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, errClosed
+	}
+	have := p.byNode[n.ID]
+	if have != nil && have.addr == n.Addresses.Blocks {
+		return have.store, nil
+	}
+	if have != nil {
+		if err := have.store.Close(); err != nil {
+			p.log.Warn("connections to a former address not closed", "node", n.Name, "addr", have.addr, "err", err)
+		}
+	}
+	c := remote.NewClient(remote.ClientOptions{
+		Addr: n.Addresses.Blocks, Cluster: string(p.cluster), Node: uint64(n.ID), Logger: p.log.With("node", n.Name),
+	})
+	p.byNode[n.ID] = &peer{n.Addresses.Blocks, c}
+	return c, nil
+}
+
+// close closes all connections. The volumes are closed before.
+func (p *peers) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	var errs []error
+	for _, c := range p.byNode {
+		errs = append(errs, c.store.Close())
+	}
+	return errors.Join(errs...)
+}
