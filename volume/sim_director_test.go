@@ -1,0 +1,305 @@
+package volume_test
+
+import (
+	"testing/synctest"
+	"time"
+
+	"torus/store"
+	"torus/store/faultstore"
+)
+
+// The director decides what happens next, alone and in order, from the seed.
+
+const (
+	simSteps    = 260
+	maxInFlight = 7 // of a session
+)
+
+// direct runs a whole run: a time of trouble, then peace, in which all must end
+// well.
+func (w *world) direct() {
+	for step := 0; step < simSteps && !w.failed(); step++ {
+		w.pause()
+		if w.rng.IntN(14) == 0 {
+			w.event()
+			synctest.Wait() // so that it comes before what the clients ask for
+		}
+		w.clients()
+	}
+	w.heal()
+	if !w.failed() {
+		w.finish()
+	}
+	w.locked(func() {
+		for _, x := range w.exporters {
+			x.kill()
+		}
+	})
+	gone := make(chan struct{})
+	go func() { w.running.Wait(); close(gone) }()
+	select {
+	case <-gone:
+	case <-time.After(10 * time.Minute):
+		w.fail("goroutines don't end")
+		panic(w.report()) // synctest would panic over them without saying why
+	}
+}
+
+// pause lets some time pass, mostly less than a message takes.
+func (w *world) pause() {
+	d := time.Duration(w.rng.Int64N(int64(400 * time.Microsecond)))
+	switch w.rng.IntN(30) {
+	case 0:
+		d = time.Duration(w.rng.Int64N(int64(4 * time.Second)))
+	case 1, 2, 3, 4:
+		d = time.Duration(w.rng.Int64N(int64(10 * time.Millisecond)))
+	}
+	time.Sleep(d + time.Nanosecond)
+	// When nobody serves, nothing is to be had from going on at this pace.
+	for range 40 {
+		if w.someoneServes() {
+			return
+		}
+		w.locked(w.attachSomeone)
+		time.Sleep(time.Duration(1 + w.rng.Int64N(int64(500*time.Millisecond))))
+	}
+}
+
+func (w *world) someoneServes() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range w.exporters {
+		if x.cur != nil && x.cur.serving {
+			return true
+		}
+	}
+	return false
+}
+
+// attachSomeone lets an exporter without a session try. Under mu.
+func (w *world) attachSomeone() {
+	x := w.exporters[w.rng.IntN(len(w.exporters))]
+	if x.cur == nil {
+		x.attach(w.with.force && w.rng.IntN(3) == 0)
+	}
+}
+
+// clients lets the clients of whoever serves ask for something.
+func (w *world) clients() {
+	for _, x := range w.exporters {
+		for range 1 + w.rng.IntN(3) {
+			w.request(x)
+			synctest.Wait() // or it would be chance which of them has the lower version
+		}
+	}
+}
+
+// request lets one client of an exporter ask for something.
+func (w *world) request(x *exporter) {
+	k, run := w.rng.IntN(100), simRuns[w.rng.IntN(len(simRuns))]
+	c := &simChange{kind: writeOp, fua: w.rng.IntN(10) == 0}
+	c.off, c.n = w.pick(run)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := x.cur
+	if s == nil || !s.serving || s.inFlight >= maxInFlight {
+		return
+	}
+	switch {
+	case k < 8:
+		s.inFlight++
+		w.running.Go(s.flush)
+		return
+	case k < 40:
+		s.inFlight++
+		w.running.Go(func() { s.read(c.off, c.n) })
+		return
+	case k < 50:
+		c.kind = trimOp
+	case k < 52:
+		c.kind, c.off, c.n = trimOp, 0, simSize
+	case k < 56:
+		c.kind = zeroOp
+	case k < 60:
+		c.kind = zeroDataOp
+	}
+	w.changes++
+	c.id, c.began = w.changes, w.now()
+	if s.admit(c) {
+		w.running.Go(func() { s.change(c) })
+	}
+}
+
+// pick chooses cells of a run of pages: whole pages mostly.
+func (w *world) pick(run [2]int64) (off, n int64) {
+	first := run[0] + w.rng.Int64N(run[1]-run[0])
+	pages := 1 + w.rng.Int64N(run[1]-first)
+	off, n = first*store.PageSize, pages*store.PageSize
+	if w.rng.IntN(3) == 0 {
+		cut := w.rng.Int64N(n / cellSize)
+		off, n = off+cut*cellSize, n-cut*cellSize
+		n = cellSize * (1 + w.rng.Int64N(n/cellSize))
+	}
+	return off, n
+}
+
+// event lets something befall an exporter, a node, the network or the records.
+func (w *world) event() {
+	x := w.exporters[w.rng.IntN(len(w.exporters))]
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	soon := time.Duration(1 + w.rng.Int64N(int64(2*time.Second)))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch k, with := w.rng.IntN(14), w.with; {
+	case k < 2 && with.kills:
+		x.kill()
+	case k < 4 && with.pauses:
+		w.note("%s: paused for %v", x.proc.name, soon*8)
+		x.proc.pause()
+		w.later(soon*8, x.proc.resume)
+	case k < 4 && x.cur == nil:
+		x.attach(with.force)
+	case k == 4 && x.cur != nil:
+		w.running.Go(x.cur.end)
+	case k == 5 && with.partitions:
+		w.note("%s and node %d: cut for %v", x.proc.name, n.id, soon*3)
+		w.cuts[cutLink{x.proc, n}] = w.now() + soon*3
+	case k == 6 && with.records:
+		w.note("the records are away for %v", soon*8)
+		w.away = w.now() + soon*8
+	case k == 7 && with.nodeKills:
+		w.stopNodes(true, soon, n)
+	case k == 8 && with.powerCuts:
+		w.stopNodes(false, soon, n)
+	case k == 9 && with.blackouts:
+		w.stopNodes(false, soon, w.nodes...)
+	case k < 12 && with.disks:
+		w.inject(n, "fail", "apply and fail", "tear")
+	case k == 12 && with.full:
+		w.inject(n, "fail with no-space")
+	case k == 13 && x.cur == nil:
+		x.attach(with.force)
+	}
+}
+
+// later does something after a while, or when all is healed.
+func (w *world) later(after time.Duration, do func()) {
+	w.running.Go(func() {
+		select {
+		case <-time.After(after):
+		case <-w.peace:
+		}
+		do()
+	})
+}
+
+// stopNodes ends the processes of nodes, with their machines or without, each
+// for a while of its own.
+func (w *world) stopNodes(power bool, down time.Duration, nodes ...*simNode) {
+	for i, n := range nodes {
+		w.note("node %d %s, for %v", n.id, map[bool]string{true: "is killed", false: "loses power"}[power], down)
+		n.end(power)
+		w.later(down+time.Duration(i)*down/3, n.begin)
+	}
+}
+
+// inject lets the next requests of some kind to a node fail in one of some ways.
+func (w *world) inject(n *simNode, how ...string) {
+	what := []string{"writes", "writes,zeroes", "zeroes"}[w.rng.IntN(3)]
+	if len(how) > 1 {
+		what = []string{"writes", "zeroes", "writes,adopts", "syncs", "reads", "unstables", "creates", "stables", "adopts"}[w.rng.IntN(9)]
+	}
+	text := what + " " + how[w.rng.IntN(len(how))] + " once"
+	f, err := faultstore.Parse(text)
+	if err != nil {
+		w.fail("%v", err)
+		return
+	}
+	w.note("node %d: %v", n.id, f)
+	n.fs.Inject(f)
+}
+
+// heal ends all trouble.
+func (w *world) heal() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("all is healed")
+	w.quiet = true
+	close(w.peace)
+	for _, n := range w.nodes {
+		n.fs.Clear()
+	}
+	for _, x := range w.exporters {
+		x.proc.resume()
+	}
+}
+
+// finish is the time of peace: everybody lets go, late messages arrive, and then
+// each exporter in turn attaches, works and ends clean.
+func (w *world) finish() {
+	time.Sleep(time.Second) // nodes start
+	w.locked(func() {
+		for _, x := range w.exporters {
+			if x.cur != nil {
+				w.running.Go(x.cur.end)
+			}
+		}
+	})
+	idle := func() bool { return w.exporters[0].cur == nil && w.exporters[1].cur == nil }
+	if !w.await("the exporters to let go", 2*time.Minute, idle) {
+		return
+	}
+	time.Sleep(20 * time.Second)
+	for i, x := range w.exporters {
+		w.locked(func() { x.attach(true) })
+		var s *session
+		serving := func() bool { s = x.cur; return s != nil && s.serving }
+		if !w.await("an exporter to serve", time.Minute, serving) || w.failed() {
+			return
+		}
+		if i > 0 && !s.att.Volume.Clean {
+			w.fail("the volume was closed in peace, and is not clean")
+		}
+		w.readAll(s)
+		for range 20 {
+			w.request(x)
+			time.Sleep(time.Millisecond)
+		}
+		if !w.await("requests to end", time.Minute, func() bool { return s.inFlight == 0 }) {
+			return
+		}
+		w.readAll(s)
+		w.locked(func() { w.running.Go(s.end) })
+		if !w.await("a clean end", time.Minute, idle) {
+			return
+		}
+	}
+}
+
+// readAll reads everything, and nothing may go wrong.
+func (w *world) readAll(s *session) {
+	before := 0
+	w.locked(func() { before = w.erred })
+	for _, run := range simRuns {
+		w.locked(func() { s.inFlight++ })
+		s.read(run[0]*store.PageSize, (run[1]-run[0])*store.PageSize)
+	}
+	w.locked(func() {
+		if w.erred != before {
+			w.fail("a read fails in peace")
+		}
+	})
+}
+
+// await waits for something to be so, under mu, and fails if it takes too long.
+func (w *world) await(what string, limit time.Duration, is func() bool) bool {
+	for end := w.now() + limit; w.now() < end; time.Sleep(5 * time.Millisecond) {
+		so := false
+		w.locked(func() { so = is() })
+		if so {
+			return true
+		}
+	}
+	w.fail("waiting for %s took more than %v", what, limit)
+	return false
+}

@@ -1,0 +1,121 @@
+package volume_test
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"torus/cluster"
+)
+
+// simKV is the cluster's records as one process reaches them: away for a while,
+// with answers that are lost, and commits that arrive late.
+type simKV struct {
+	cluster.KV
+	p *process
+}
+
+// reach is the way there of one call. With an error nothing was done, or what
+// trouble says.
+func (k simKV) reach(what string) (r *rand.Rand, trouble int, err error) {
+	if k.p.pass() != nil {
+		return nil, 0, cluster.ErrClosed
+	}
+	w := k.p.w
+	r = k.p.draws(what)
+	time.Sleep(w.delay(r))
+	if k.p.isDead() {
+		return nil, 0, cluster.ErrClosed
+	}
+	if !w.healed() && (w.recordsAway() || w.with.records && r.IntN(12) == 0) {
+		return r, 1 + r.IntN(4), cluster.ErrUnavailable
+	}
+	return r, 0, nil
+}
+
+// back is the way back.
+func (k simKV) back(r *rand.Rand) error {
+	time.Sleep(k.p.w.delay(r))
+	if k.p.pass() != nil {
+		return cluster.ErrClosed
+	}
+	return nil
+}
+
+func (k simKV) Get(ctx context.Context, key string, at cluster.Revision) (p cluster.Pair, rev cluster.Revision, err error) {
+	r, _, err := k.reach("get " + key)
+	if err == nil {
+		if p, rev, err = k.KV.Get(ctx, key, at); err == nil {
+			err = k.back(r)
+		}
+	}
+	return p, rev, err
+}
+
+func (k simKV) Range(ctx context.Context, prefix string, at cluster.Revision) (pairs []cluster.Pair, rev cluster.Revision, err error) {
+	r, _, err := k.reach("range " + prefix)
+	if err == nil {
+		if pairs, rev, err = k.KV.Range(ctx, prefix, at); err == nil {
+			err = k.back(r)
+		}
+	}
+	return pairs, rev, err
+}
+
+func (k simKV) Commit(ctx context.Context, t cluster.Txn) (cluster.Outcome, error) {
+	r, trouble, err := k.reach("commit")
+	if r == nil {
+		return cluster.Outcome{}, err
+	}
+	switch trouble {
+	case 0:
+		out, err := k.KV.Commit(ctx, t)
+		if err == nil {
+			err = k.back(r)
+		}
+		return out, err
+	case 1: // refused
+		return cluster.Outcome{}, cluster.ErrUnavailable
+	case 2: // done, the answer is lost
+		_, err = k.KV.Commit(ctx, t)
+		k.p.w.note("%s: commit done, its answer lost (%v)", k.p.name, err)
+	case 3: // late
+		k.p.w.running.Go(func() {
+			time.Sleep(time.Duration(r.Int64N(int64(15 * time.Second))))
+			out, err := k.KV.Commit(context.Background(), t)
+			k.p.w.note("%s: late commit arrives: %v, %v", k.p.name, out.Held, err)
+		})
+	}
+	time.Sleep(time.Duration(r.Int64N(int64(2 * time.Second))))
+	return cluster.Outcome{}, cluster.ErrUnknown
+}
+
+func (k simKV) Grant(ctx context.Context, ttl time.Duration) (l cluster.Lease, err error) {
+	r, _, err := k.reach("grant")
+	if err == nil {
+		if l, err = k.KV.Grant(ctx, ttl); err == nil {
+			err = k.back(r)
+		}
+	}
+	return l, err
+}
+
+func (k simKV) KeepAlive(ctx context.Context, id cluster.LeaseID) error {
+	r, _, err := k.reach("keep alive")
+	if err == nil {
+		if err = k.KV.KeepAlive(ctx, id); err == nil {
+			err = k.back(r)
+		}
+	}
+	return err
+}
+
+func (k simKV) Revoke(ctx context.Context, id cluster.LeaseID) error {
+	r, _, err := k.reach("revoke")
+	if err == nil {
+		if err = k.KV.Revoke(ctx, id); err == nil {
+			err = k.back(r)
+		}
+	}
+	return err
+}

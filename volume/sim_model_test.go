@@ -1,0 +1,440 @@
+package volume_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"torus/store"
+)
+
+// The model: for each page that the simulation works on, all versions that were
+// ever sent, and which of them a reader may still see.
+//
+//	0 ── … ── durable ── … ── least ── … ── newest sent
+//	              │             │        └ may be there: not acknowledged, not dead
+//	              │             └ must be there: acknowledged, read, or recovered
+//	              └ must be there after any power cut: flushed, or recovered (I3)
+//
+// A version is dead when a recovery has not kept it: it must never be seen
+// again (I6). A power cut of the last copy that has it takes least back, at most
+// to durable. The model looks at the disks directly (memstore.Disk.Look), past
+// faults and network.
+
+const (
+	cellSize = 1024 // what a client's request is aligned to
+	cells    = store.PageSize / cellSize
+)
+
+// simPages are the pages worked on: beside each other, over a chunk's end, and
+// in a third chunk; in runs that one request may cover.
+var (
+	simRuns  = [][2]int64{{0, 4}, {1022, 1026}, {2048, 2050}}
+	simPages = []int64{0, 1, 2, 3, 1022, 1023, 1024, 1025, 2048, 2049}
+)
+
+const simSize = 3 * store.ChunkSize
+
+// content is what a page has, by the tag that each cell is full of; zero for zeroes.
+type content [cells]uint64
+
+// tag is what a request fills a cell with, so that no two cells ever look alike.
+func tag(op uint64, page int64, cell int) uint64 {
+	return op<<16 | uint64(slices.Index(simPages, page)+1)<<4 | uint64(cell+1)
+}
+
+// contentOf reads a page's tags; false if a cell is not of one piece.
+func contentOf(p []byte) (c content, whole bool) {
+	for i := range c {
+		cell := p[i*cellSize:][:cellSize]
+		c[i] = binary.BigEndian.Uint64(cell)
+		if !bytes.Equal(cell[8:], cell[:cellSize-8]) {
+			return c, false
+		}
+	}
+	return c, true
+}
+
+// sent is a version of a page.
+type sent struct {
+	content content
+	kind    store.Kind
+	at      time.Duration // when it was sent first
+	applied bool          // some node has, or had, it
+	dead    time.Duration // since when; -1: it isn't
+}
+
+// pageModel is what is known of a page.
+type pageModel struct {
+	page           int64
+	versions       map[store.Version]*sent
+	least, durable store.Version
+}
+
+type model struct {
+	w     *world
+	mu    sync.Mutex // guards all below
+	pages map[int64]*pageModel
+}
+
+func newModel(w *world) *model {
+	m := &model{w: w, pages: map[int64]*pageModel{}}
+	for _, i := range simPages {
+		m.pages[i] = &pageModel{page: i, versions: map[store.Version]*sent{}}
+	}
+	return m
+}
+
+// in yields the modelled pages that [off, off+n) touches.
+func (m *model) in(off, n int64) []*pageModel {
+	var found []*pageModel
+	for _, i := range simPages {
+		if at := i * store.PageSize; at < off+n && off < at+store.PageSize {
+			found = append(found, m.pages[i])
+		}
+	}
+	return found
+}
+
+// sends learns what a write of an exporter is; p is nil for a hole.
+func (m *model) sends(e store.Epoch, off, n int64, p []byte, v store.Version) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if v.Epoch() != e {
+		m.w.fail("epoch %v sends version %v", e, v)
+	}
+	for _, pm := range m.in(off, n) {
+		s := &sent{kind: store.Hole, at: m.w.now(), dead: -1}
+		if p != nil {
+			whole := false
+			s.kind = store.Data
+			if s.content, whole = contentOf(p[pm.page*store.PageSize-off:]); !whole {
+				m.w.fail("page %d: version %v is sent with a torn cell", pm.page, v)
+			}
+		}
+		if was := pm.versions[v]; was == nil {
+			pm.versions[v] = s
+		} else if was.content != s.content || was.kind != s.kind {
+			m.w.fail("page %d: version %v is sent as %v %x, and was as %v %x", pm.page, v, s.kind, s.content, was.kind, was.content)
+		}
+	}
+}
+
+// arrived learns that a node has dealt with a write.
+func (m *model) arrived(n *simNode, off, size int64, v store.Version, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, pm := range m.in(off, size) {
+		if err == nil || n.disk.Look(simHead(m.w), pm.page*store.PageSize, false).Version == v {
+			pm.versions[v].applied = true
+		}
+	}
+}
+
+// has returns the version that a disk has of a page, that of a hole that it has
+// forgotten included. With durable: what a power cut leaves.
+func (m *model) has(n *simNode, pm *pageModel, durable bool) store.Version {
+	seen := n.disk.Look(simHead(m.w), pm.page*store.PageSize, durable)
+	if seen.Kind == store.Absent {
+		last := store.Version(0)
+		for v, s := range pm.versions {
+			if v <= seen.Settled && v > last && s.applied && s.dead < 0 {
+				last = v
+			}
+		}
+		if last != 0 && pm.versions[last].kind != store.Hole {
+			return 0 // it has lost it
+		}
+		return last
+	}
+	s := pm.versions[seen.Version]
+	if s == nil {
+		m.w.fail("page %d: node %d has version %v, which nobody sent", pm.page, n.id, seen.Version)
+		return 0
+	}
+	if seen.Kind != s.kind {
+		m.w.fail("page %d: node %d has version %v as %v, it was sent as %v", pm.page, n.id, seen.Version, seen.Kind, s.kind)
+	} else if s.kind == store.Data {
+		if c, _ := contentOf(seen.Data); c != s.content {
+			m.w.fail("page %d: node %d has version %v with %x, it was sent with %x", pm.page, n.id, seen.Version, c, s.content)
+		}
+	}
+	return seen.Version
+}
+
+// onCopies fails unless every copy that kept its power since a time has the
+// page in version v or a later one, and reports whether any copy has.
+func (m *model) onCopies(pm *pageModel, v store.Version, since time.Duration, durable bool, what string) bool {
+	any := false
+	for _, n := range m.w.copies(pm.page) {
+		have := m.has(n, pm, durable)
+		if have >= v {
+			any = true
+		} else if durable || !n.cutSince(since) {
+			m.w.fail("%s: page %d is to be %v, node %d has %v", what, pm.page, v, n.id, m.describe(n, pm))
+		}
+	}
+	return any
+}
+
+// describe says what a node has of a page.
+func (m *model) describe(n *simNode, pm *pageModel) string {
+	show := func(s memSeen) string {
+		return fmt.Sprintf("%v %v (stable %v, settled %v)", s.Kind, s.Version, s.Stable, s.Settled)
+	}
+	off := pm.page * store.PageSize
+	return show(n.disk.Look(simHead(m.w), off, false)) + ", durable " + show(n.disk.Look(simHead(m.w), off, true))
+}
+
+// powerCut takes back what no disk has any more.
+func (m *model) powerCut(n *simNode) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range simPages {
+		pm := m.pages[i]
+		copies := m.w.copies(i)
+		if !slices.Contains(copies, n) {
+			continue
+		}
+		if have := m.has(n, pm, false); have < pm.durable {
+			m.w.fail("I3: page %d was durable with %v, a power cut of node %d leaves %v", i, pm.durable, n.id, m.describe(n, pm))
+		}
+		highest := store.Version(0)
+		for _, c := range copies {
+			highest = max(highest, m.has(c, pm, false))
+		}
+		pm.least = min(pm.least, max(highest, pm.durable))
+	}
+}
+
+// recovered checks what an exporter finds before it serves: every page in one
+// version, durable on all copies, and one that may be there; the others of lower
+// epochs are dead from now on.
+func (m *model) recovered(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.w.nodes {
+		if n.fence() != s.epoch {
+			return // somebody else is coming already
+		}
+	}
+	s.since = m.w.now()
+	for _, i := range simPages {
+		pm := m.pages[i]
+		v := m.equal(pm, fmt.Sprintf("when epoch %v begins to serve", s.epoch))
+		if v < pm.least {
+			m.w.fail("I6: page %d was %v, and is %v when epoch %v begins to serve", i, pm.least, v, s.epoch)
+		}
+		if was := pm.versions[v]; was != nil && was.dead >= 0 {
+			m.w.fail("I6: page %d is %v when epoch %v begins to serve, which was gone", i, v, s.epoch)
+		}
+		for other, was := range pm.versions {
+			if other > v && other.Epoch() < s.epoch && was.dead < 0 {
+				was.dead = m.w.now()
+			}
+		}
+		pm.least, pm.durable = max(pm.least, v), max(pm.durable, v)
+		s.base[i] = v
+	}
+}
+
+// equal fails unless all copies of a page are one, and durable, and returns the version.
+func (m *model) equal(pm *pageModel, when string) store.Version {
+	copies := m.w.copies(pm.page)
+	v := m.has(copies[0], pm, false)
+	for _, n := range copies {
+		if m.has(n, pm, false) != v {
+			m.w.fail("I6: %s, page %d is not the same on all copies: node %d has %v; node %d %v", when, pm.page,
+				copies[0].id, m.describe(copies[0], pm), n.id, m.describe(n, pm))
+		}
+		if m.has(n, pm, true) < v {
+			m.w.fail("I3: %s, page %d is not durable: node %d has %v", when, pm.page, n.id, m.describe(n, pm))
+		}
+	}
+	return v
+}
+
+// closed checks what a clean end promises: equal and durable copies.
+func (m *model) closed(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.w.nodes {
+		if n.fence() != s.epoch {
+			return
+		}
+	}
+	for _, i := range simPages {
+		m.equal(m.pages[i], fmt.Sprintf("after the clean end of epoch %v", s.epoch))
+	}
+}
+
+// snapshot returns what must be there of some pages when a read begins.
+func (m *model) snapshot(off, n int64) map[int64]store.Version {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	least := map[int64]store.Version{}
+	for _, pm := range m.in(off, n) {
+		least[pm.page] = pm.least
+	}
+	return least
+}
+
+// read checks the answer of a read that began at since, when least had to be
+// there at the least.
+func (m *model) read(s *session, off int64, p []byte, since time.Duration, least map[int64]store.Version) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, pm := range m.in(off, int64(len(p))) {
+		v, err := m.seen(pm, off, p, since, least[pm.page])
+		if err != nil {
+			m.w.fail("page %d, read under epoch %v: %v", pm.page, s.epoch, err)
+			continue
+		}
+		if v == 0 || pm.versions[v].dead >= 0 {
+			continue
+		}
+		sentAt := pm.versions[v].at // of the copies that lost power since then another answers
+		if v.Epoch() < s.epoch {
+			sentAt = s.since
+		}
+		if m.onCopies(pm, v, sentAt, false, "I6: a read has shown it") {
+			pm.least = max(pm.least, v)
+		}
+	}
+}
+
+// seen returns the lowest version that a reader may have seen.
+func (m *model) seen(pm *pageModel, off int64, p []byte, since time.Duration, least store.Version) (store.Version, error) {
+	at := pm.page * store.PageSize
+	first, end := max(at, off), min(at+store.PageSize, off+int64(len(p)))
+	padded := make([]byte, store.PageSize)
+	copy(padded[first-at:], p[first-off:end-off])
+	got, whole := contentOf(padded)
+	if !whole {
+		return 0, errors.New("a torn cell")
+	}
+	from, to := int(first-at)/cellSize, int(end-at)/cellSize
+	same := func(c content) bool { return slices.Equal(c[from:to], got[from:to]) }
+	if least == 0 && same(content{}) {
+		return 0, nil
+	}
+	var candidates []store.Version
+	for v, s := range pm.versions {
+		if same(s.content) && s.applied {
+			candidates = append(candidates, v)
+		}
+	}
+	slices.Sort(candidates)
+	for _, v := range candidates {
+		if dead := pm.versions[v].dead; v >= least && (dead < 0 || dead > since) {
+			return v, nil
+		}
+	}
+	wanted := m.contentOf(pm, least)
+	return 0, fmt.Errorf("I6: cells %d to %d are %x, that is one of the versions %v; at least %v had to be there, in which they are %x",
+		from, to-1, got[from:to], candidates, least, wanted[from:to])
+}
+
+// contentOf returns what a version of a page has.
+func (m *model) contentOf(pm *pageModel, v store.Version) content {
+	if s := pm.versions[v]; s != nil {
+		return s.content
+	}
+	return content{}
+}
+
+// acknowledged checks the answer of a change, and returns nothing less than what
+// its version must be on each page: it is on every copy (I4), with FUA durably
+// (I3), and nothing is lost of the page around it.
+func (m *model) acknowledged(s *session, c *simChange) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, pm := range m.in(c.off, c.n) {
+		v := c.versions[pm.page]
+		if v == 0 {
+			m.w.fail("page %d: %v was acknowledged under epoch %v, and never sent", pm.page, c, s.epoch)
+			continue
+		}
+		if m.onCopies(pm, v, c.began, false, fmt.Sprintf("I4: %v was acknowledged", c)) && pm.versions[v].dead < 0 {
+			pm.least = max(pm.least, v)
+			s.acked[pm.page] = max(s.acked[pm.page], v)
+		}
+		if c.fua {
+			m.onCopies(pm, v, c.began, true, fmt.Sprintf("I3: %v was acknowledged with FUA", c))
+			pm.durable = max(pm.durable, v)
+		}
+		m.checkMerge(s, pm, c, v)
+	}
+}
+
+// checkMerge fails if a change of a part of a page lost another one's.
+func (m *model) checkMerge(s *session, pm *pageModel, c *simChange, v store.Version) {
+	first, end := c.cellsOf(pm.page)
+	if end-first == cells || c.ambiguous {
+		return
+	}
+	before := s.base[pm.page]
+	for other, was := range pm.versions {
+		if other < v && other > before && other.Epoch() == s.epoch && was.applied {
+			before = other
+		}
+	}
+	got := m.contentOf(pm, v)
+	fits := func(under content) bool {
+		copy(under[first:end], got[first:end])
+		return got == under
+	}
+	if fits(m.contentOf(pm, before)) {
+		return
+	}
+	for other, was := range pm.versions {
+		if other > v && other.Epoch() == s.epoch && fits(was.content) {
+			return // it came first, and stays
+		}
+	}
+	m.w.fail("page %d: %v made version %v %x of version %v, which was %x", pm.page, c, v, got, before, m.contentOf(pm, before))
+}
+
+// identify finds the version of a change that has ended.
+func (m *model) identify(s *session, c *simChange) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c.versions = map[int64]store.Version{}
+	for _, pm := range m.in(c.off, c.n) {
+		first, end := c.cellsOf(pm.page)
+		var found []store.Version
+		for v, was := range pm.versions {
+			if v.Epoch() != s.epoch || was.at < c.began || end-first == cells && (was.kind == store.Hole) != (c.kind == trimOp || c.kind == zeroOp) {
+				continue
+			}
+			mine := true
+			for i := first; i < end; i++ {
+				mine = mine && was.content[i] == c.tag(pm.page, i)
+			}
+			if mine {
+				found = append(found, v)
+			}
+		}
+		slices.Sort(found)
+		if len(found) > 0 {
+			c.versions[pm.page] = found[0]
+			c.ambiguous = c.ambiguous || len(found) > 1
+		}
+	}
+}
+
+// flushed checks that what was acknowledged before a flush is durable on all copies.
+func (m *model) flushed(s *session, acked map[int64]store.Version) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range simPages {
+		if v := acked[i]; v != 0 {
+			m.onCopies(m.pages[i], v, 0, true, fmt.Sprintf("I3: a flush was acknowledged under epoch %v", s.epoch))
+			m.pages[i].durable = max(m.pages[i].durable, v)
+		}
+	}
+}
