@@ -84,6 +84,9 @@ func (p Patience) orDefault() Patience {
 //   - A dead node is not added, and the number of voters shrinks only with the number of
 //     nodes, not when nodes die.
 func NextStep(nodes []Candidate, members []Seated, p Patience) Step {
+	if len(nodes) == 0 {
+		return Step{} // just founded
+	}
 	b := newBallot(nodes, members, p.orDefault())
 	b.choose()
 	for _, rule := range []func() Step{b.clearPlaces, b.removeDead, b.add, b.promote, b.removeSurplus} {
@@ -201,5 +204,5 @@ func (b *ballot) lacking() string {
 	if min(b.target, b.chosen()) >= want {
 		return ""
 	}
-	return fmt.Sprintf("etcd has %d of %d voters: more living nodes with the role etcd are needed", b.chosen(), want)
+	return fmt.Sprintf("only %d of %d voters of etcd can be chosen: more living nodes with the role etcd are needed", b.chosen(), want)
 }
