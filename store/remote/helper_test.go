@@ -246,3 +246,14 @@ func (p *pipes) dial(context.Context, string) (net.Conn, error) {
 	}
 	return a, nil
 }
+
+// stopServer ends the server alone, with what the store still does for it.
+func (h *host) stopServer() {
+	h.t.Helper()
+	server, served := h.server, h.served
+	h.server = nil
+	stopped := make(chan error, 1)
+	go func() { stopped <- errors.Join(server.Close(), <-served) }()
+	h.faulty.Clear()
+	ok(h.t, <-stopped)
+}

@@ -102,7 +102,7 @@ func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		return errors.Join(store.ErrClosed, l.Close())
+		return l.Close()
 	}
 	s.listeners[l] = true
 	s.mu.Unlock()
