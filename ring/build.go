@@ -154,9 +154,10 @@ func (b *builder) lead() {
 	for p := range Partitions {
 		first[b.row(p)[0]]++
 	}
+	order := b.order() // or neighbouring partitions would get the same first node
 	for changed := true; changed; {
 		changed = false
-		for p := range Partitions {
+		for _, p := range order {
 			row := b.row(p)
 			for slot := range row {
 				a, c := row[0], row[slot]

@@ -13,8 +13,8 @@ import "math/bits"
 // and so gets c at most; one that must be taken is as long as the distance and
 // cannot be missed. What remains therefore stays feasible, to the last partition.
 //
-// (This is systematic sampling. Weighted rendezvous hashing gives no member the
-// share of its weight once copies exclude each other: see the package comment.)
+// (This is systematic sampling. What was measured instead of it stands in the
+// package comment.)
 func deal(copies int, t *topology, goal []int, draw *random) []int16 {
 	lacks := append([]int(nil), goal...)
 	rows := make([]int16, 0, Partitions*copies)

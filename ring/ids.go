@@ -1,5 +1,3 @@
-// Package ring says where the chunks of a volume lie. Placement is a pure
-// function of a numbered, unchanging ring; this file holds its words.
 package ring
 
 import "fmt"

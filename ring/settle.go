@@ -48,7 +48,7 @@ func (s *settling) each(row []int16, slot int, f func(m int)) {
 }
 
 // give gives a place to the member that lacks the most for the chances that it still
-// has. (Drawing in proportion to what they lack leaves a third more to the rotation.)
+// has. (Drawing one in proportion to what they lack moved up to 2 % more.)
 func (s *settling) give(row []int16, slot int) {
 	best := s.nobody
 	s.each(row, slot, func(m int) {

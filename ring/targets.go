@@ -12,10 +12,8 @@ import (
 // It deals out one replica after the other, each to the member that is then the
 // least full for its weight (Jefferson's method of apportionment, with caps): no
 // rounding leaves a lower fullest member, at most n/(Partitions*copies-n) above
-// the best share for n members. And where one weight grows or a member joins, no
-// other member gains, so rounding moves nothing to and fro. (Rounding to the
-// nearest, with remainders dealt out, does: a join among 200 nodes moved 1.3 times
-// the least.)
+// the best share for n members. And where a weight grows or a member joins, no
+// other gains unless a cap makes it, so that rounding moves nothing to and fro.
 func targets(copies int, members []Member, t *topology) []int {
 	goal := make([]int, len(members))
 	hosts, zones := make([]int, len(members)), make([]int, len(members))
