@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"testing"
 
@@ -143,4 +144,17 @@ func (c *nodes) equal(t testing.TB, o Options) {
 			}
 		}
 	}
+}
+
+// cancelAtWarning is a logger that cancels at the first warning.
+func cancelAtWarning(cancel func()) *slog.Logger { return slog.New(cancelHandler{cancel}) }
+
+type cancelHandler struct{ cancel func() }
+
+func (h cancelHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+func (h cancelHandler) WithAttrs([]slog.Attr) slog.Handler           { return h }
+func (h cancelHandler) WithGroup(string) slog.Handler                { return h }
+func (h cancelHandler) Handle(context.Context, slog.Record) error {
+	h.cancel()
+	return nil
 }

@@ -237,6 +237,9 @@ func TestMixedWriteStops(t *testing.T) {
 		{3, "writes fail with no-space once", store.ErrNoSpace},
 		{3, "writes fail with incarnation once", store.ErrIncarnation},
 		{3, "writes fail with timeout once", context.DeadlineExceeded},
+		{3, "writes fail with unreachable once", store.ErrUnreachable},
+		{3, "writes apply and fail with unreachable once", store.ErrUnreachable},
+		{3, "writes fail with fenced once", store.ErrFenced},
 		{1, "writes fail once", store.ErrFailed},
 		{1, "writes tear once", store.ErrFailed},
 		{1, "writes apply and fail with timeout once", context.DeadlineExceeded},
@@ -261,6 +264,55 @@ func TestMixedWriteStops(t *testing.T) {
 			}
 			if err := v.Close(); !errors.Is(err, ErrBroken) {
 				t.Errorf("%s: closed clean: %v", test.fault, err)
+			}
+		})
+	}
+}
+
+// TestStopLetsGo: a volume that stops names the node it stopped for, waits for
+// no other one that hangs, and ends unclean; no flush succeeds from then on.
+func TestStopLetsGo(t *testing.T) {
+	for _, test := range []struct {
+		fault string // of the first of three nodes
+		cause error
+	}{
+		{"writes fail with unreachable once", store.ErrUnreachable},
+		{"writes apply and fail with unreachable once", store.ErrUnreachable},
+		{"writes fail with incarnation once", store.ErrIncarnation},
+		{"writes fail with fenced once", store.ErrFenced},
+		{"zeroes fail with unreachable once", store.ErrUnreachable},
+		{"syncs fail with unreachable once", store.ErrUnreachable},
+		{"syncs fail with incarnation once", store.ErrIncarnation},
+	} {
+		inBubble(t, 3, 3, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+			write(t, v, []byte("x"), 0)
+			inject(f[1], "writes at [1048576,1056768) hang")
+			inject(f[1], "syncs hang")
+			inject(f[0], "reads hang")
+			waiting := map[string]*later{
+				"a read":  begin(func() error { _, err := v.ReadAt(make([]byte, 8192), 2<<20); return err }),
+				"a merge": begin(func() error { _, err := v.WriteAt([]byte("merge"), 3<<20+1); return err }),
+				"a write": begin(func() error { _, err := v.WriteAt(make([]byte, 8192), 1<<20); return err }),
+			}
+			inject(f[0], test.fault)
+			waiting["what failed"] = begin(func() error {
+				switch {
+				case strings.HasPrefix(test.fault, "writes"):
+					_, err := v.WriteAt(make([]byte, 4096), 0)
+					return err
+				case strings.HasPrefix(test.fault, "zeroes"):
+					return v.Trim(0, 4096, true)
+				}
+				return v.Sync()
+			})
+			waiting["a flush"] = begin(v.Sync)
+			waiting["closing"] = begin(v.Close)
+			for what, l := range waiting {
+				l.ends(t, test.fault+": "+what, ErrBroken)
+				l.ends(t, test.fault+": "+what, test.cause)
+				if l.done.Load() && !strings.Contains(l.err.Error(), "node 0000000000000001") {
+					t.Errorf("%s: %v does not name the node", what, l.err)
+				}
 			}
 		})
 	}
@@ -376,7 +428,7 @@ func TestMarkFailure(t *testing.T) {
 		must(t, v.settleNow())
 		write(t, v, []byte("x"), 0)
 		inject(f[1], "stables fail with fenced once")
-		if err := v.settleNow(); !errors.Is(err, ErrBroken) {
+		if err := v.settleNow(); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "node 0000000000000002") {
 			t.Errorf("settling: %v", err)
 		}
 	})
