@@ -133,21 +133,25 @@ func (b *ballot) taken(n *voter) bool {
 }
 
 // replaceable reports whether a voter has been gone for too long, and another can
-// take its place.
+// take its place: one that is not needed for a place that is empty already, or for
+// a voter of a lower ID.
 func (b *ballot) replaceable(n *voter) bool {
 	if n.Alive || n.Gone < b.Gone {
 		return false
 	}
-	spare, long := 0, 0
+	spare, voting := 0, 0
 	for _, other := range b.nodes {
 		switch {
 		case other.Alive && b.eligible(other):
 			spare++
-		case other.votes() && !other.Alive && other.Gone >= b.Gone && other.ID <= n.ID:
-			long++ // up to and with this one
+		case other.votes():
+			voting++
+			if !other.Alive && other.Gone >= b.Gone && other.ID < n.ID {
+				spare--
+			}
 		}
 	}
-	return long <= spare
+	return spare > max(0, b.target-voting)
 }
 
 // eligible reports whether the node, that has no vote, can get one: it lives, or is a member

@@ -12,7 +12,8 @@ import (
 )
 
 // candidates reads nodes: a digit, a zone, then marks: ~ without the role etcd, ! not alive
-// for a minute, !! for an hour, @ on host h like all others so marked.
+// for a minute, !! for an hour, @ on host h like all others so marked,
+// =N at the address of node N.
 func candidates(text string) []Candidate {
 	var all []Candidate
 	for _, f := range strings.Fields(text) {
@@ -27,6 +28,9 @@ func candidates(text string) []Candidate {
 		}
 		if dead := strings.Count(f, "!"); dead > 0 {
 			c.Alive, c.Gone = false, []time.Duration{0, time.Minute, time.Hour}[dead]
+		}
+		if _, other, found := strings.Cut(f, "="); found {
+			c.Peer = "10.0.0." + other + ":7483"
 		}
 		all = append(all, c)
 	}
@@ -99,6 +103,9 @@ func TestNextStep(t *testing.T) {
 		{"nor one that is dead itself", "1a 2a 3a!! 4a!", "1 2 3", "none"},
 		{"two dead, no majority: nothing can be done", "1a 2a!! 3a!! 4a 5a", "1 2 3", "add 4"},
 		{"two dead of five, one spare: one is replaced", "1a 2a 3a 4a!! 5a!! 6a 7a!!", "1 2 3 4 5", "remove 4"},
+
+		{"the other is kept: nobody is left for it", "1a 2a 3a 4a!! 5a!! 6a 7a!!", "1 2 3 5", "add 6"},
+		{"not by one at the address of another's member", "1a 2a! 4a=2", "1 2-", "none"},
 
 		{"removed: its member goes", "1a 2a", "1 2 3", "remove 3"},
 		{"then one vote is enough", "1a 2a", "1 2", "remove 2"},
