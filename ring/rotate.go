@@ -14,16 +14,15 @@ import "slices"
 // as many paths as these allow, never looking twice at a place.
 type rotation struct {
 	*builder
-	places   [][]int // of each member, and nobody, counted through all rows
-	index    []int   // where each place stands in these
-	distance []int   // of each member from those that have too much
-	levels   [][]int // members by distance
-	next     []int   // how many of its places each has tried
+	places [][]int // of each member, and nobody, counted through all rows
+	index  []int   // where each place stands in these
+	levels [][]int // members by their distance from those that have too much
+	next   []int   // how many of its places each has tried
 }
 
 func newRotation(b *builder) *rotation {
 	n := len(b.load)
-	r := &rotation{builder: b, places: make([][]int, n), index: make([]int, len(b.rows)), distance: make([]int, n), next: make([]int, n)}
+	r := &rotation{builder: b, places: make([][]int, n), index: make([]int, len(b.rows)), next: make([]int, n)}
 	for place, m := range b.rows {
 		r.add(place, int(m))
 	}
@@ -32,10 +31,12 @@ func newRotation(b *builder) *rotation {
 
 // run goes on until no path is left.
 func (r *rotation) run() {
-	for r.measure() {
+	for pushed := true; pushed && r.measure(); {
 		clear(r.next)
+		pushed = false // always true after this, or verify says what is wrong
 		for _, m := range r.levels[0] {
 			for r.over(int16(m)) > 0 && r.push(m, 0) {
+				pushed = true
 			}
 		}
 	}
