@@ -257,3 +257,5 @@ func (h *host) stopServer() {
 	h.faulty.Clear()
 	ok(h.t, <-stopped)
 }
+
+func one(o *remote.ClientOptions) { o.Connections = 1 }

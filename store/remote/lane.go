@@ -33,10 +33,9 @@ func (l *lane) run() {
 		c, err := l.connect(ctx)
 		if err == nil {
 			log.Debug("connected")
-			since := time.Now()
 			l.set(c, nil)
 			err = c.run(ctx)
-			if time.Since(since) > longPause {
+			if c.in.moved.Load() > 0 { // it was of use
 				pause = firstPause
 			}
 		}
