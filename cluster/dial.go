@@ -110,7 +110,7 @@ func checkEndpoint(s string) error {
 	if err != nil || host == "" {
 		return fmt.Errorf("%w: etcd endpoint %q is not HOST:PORT", ErrInvalid, s)
 	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return fmt.Errorf("%w: etcd endpoint %q: port %q is not a number of 1 to 65535", ErrInvalid, s, port)
 	}
 	return nil

@@ -65,6 +65,9 @@ func (e *Client) addLearner(ctx context.Context, peer string) (MemberID, error) 
 	cctx, cancel := e.call(ctx)
 	defer cancel()
 	resp, err := e.client.MemberAddAsLearner(cctx, []string{"http://" + peer})
+	if err != nil && strings.Contains(err.Error(), "member not found") {
+		return 0, errSameSecond
+	}
 	if err != nil {
 		return 0, e.memberFailed(ctx, err)
 	}
@@ -99,6 +102,9 @@ func (e *Client) movePeer(ctx context.Context, id MemberID, peer string) error {
 var (
 	errUnhealthy = errors.New("waiting until etcd's voters have been connected for 5 s")
 	errNotReady  = errors.New("waiting until it has caught up with the records")
+	// etcd makes a member's number from its address and the second, and gives the
+	// number of a removed one to nobody.
+	errSameSecond = errors.New("waiting for the next second, since etcd has just removed a member of this address")
 )
 
 // memberFailed maps the error of a membership change. Whatever it is, the change

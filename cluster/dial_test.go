@@ -1,0 +1,80 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+)
+
+func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func TestDialRefuses(t *testing.T) {
+	for endpoint, text := range map[string]string{
+		"n1":           `invalid: etcd endpoint "n1" is not HOST:PORT`,
+		":7482":        `invalid: etcd endpoint ":7482" is not HOST:PORT`,
+		"n1:":          `invalid: etcd endpoint "n1:": port "" is not a number of 1 to 65535`,
+		"n1:65536":     `invalid: etcd endpoint "n1:65536": port "65536" is not a number of 1 to 65535`,
+		"n1:0":         `invalid: etcd endpoint "n1:0": port "0" is not a number of 1 to 65535`,
+		"http://n1:74": `invalid: etcd endpoint "http://n1:74" is not HOST:PORT`,
+	} {
+		_, err := Dial([]string{"10.0.0.1:7482", endpoint})
+		wantErr(t, err, ErrInvalid, text)
+	}
+}
+
+// Of the endpoints that a client is given, one that answers is enough: the others may be
+// dead, or a learner's, which serves nothing. Then it knows the voters.
+func TestDialFindsVoters(t *testing.T) {
+	j := newJoining(t)
+	id := j.add(t)
+	learner := startServer(t, j.o)
+	_, dead := freePorts(t)
+	etcd := dialled(t, fmt.Sprint("127.0.0.1:", dead), learner.Endpoint(), j.first.Endpoint())
+	eventually(t, 10*time.Second, func() error {
+		_, err := etcd.Commit(t.Context(), Txn{Then: []Op{put("k", "x")}})
+		if errors.Is(err, ErrUnknown) {
+			t.Fatalf("a learner's refusal leaves nothing unknown: %v", err)
+		}
+		return err
+	})
+	known := func(want ...string) func() error {
+		slices.Sort(want)
+		return func() error {
+			if got := etcd.Endpoints(); !slices.Equal(got, want) {
+				return fmt.Errorf("knows %v, want %v", got, want)
+			}
+			return nil
+		}
+	}
+	eventually(t, 10*time.Second, known(j.first.Endpoint()))
+	j.promoted(t, id)
+	eventually(t, 15*time.Second, known(j.first.Endpoint(), learner.Endpoint()))
+	eventually(t, 10*time.Second, func() error { return j.etcd.remove(t.Context(), j.first.ID()) })
+	eventually(t, 15*time.Second, known(learner.Endpoint()))
+	wantPair(t, etcd, "k", 0, "x")
+}
+
+// What KeepEndpoints writes, KnownEndpoints reads, unless it is another cluster's or too new.
+func TestKnownEndpoints(t *testing.T) {
+	dir := t.TempDir() + "/etcd"
+	if known, err := KnownEndpoints(dir, testID); err != nil || known != nil {
+		t.Errorf("of a new directory: %v, %v", known, err)
+	}
+	want := []string{"10.0.0.1:7482", "10.0.0.2:7482"}
+	if err := KeepEndpoints(dir, testID, want); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := KnownEndpoints(dir, testID); err != nil || !slices.Equal(known, want) {
+		t.Errorf("%v, %v", known, err)
+	}
+	_, err := KnownEndpoints(dir, "00000000000000c2")
+	wantErr(t, err, ErrOtherCluster, "file "+dir+"/endpoints.json belongs to another cluster: 00000000000000c1, not 00000000000000c2")
+	if err := writeJSON(endpointsPath(dir), endpointsRecord{Format: 2}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = KnownEndpoints(dir, testID)
+	wantErr(t, err, ErrFormat, "file "+dir+"/endpoints.json: unknown format: format 2, this program knows up to 1: it is too old")
+}
