@@ -8,8 +8,9 @@ import (
 // leastByCycles returns the fewest replicas that can move from one ring to any with
 // the same number of partitions on each member as another, where clusters are too large for
 // oracleLeast: as long as there is a cycle of members along which exchanging
-// replicas, each within some row, leaves fewer of them moved, it does so.
-func leastByCycles(from, to *Ring) int {
+// replicas, each within some row, leaves fewer of them moved, it does so. It gives up
+// after a number of tries and returns 0.
+func leastByCycles(from, to *Ring, tries int) int {
 	b := newBuilder(to.copies, to.members)
 	b.rows = make([]int16, len(to.table))
 	index := map[NodeID]int{}
@@ -28,7 +29,10 @@ func leastByCycles(from, to *Ring) int {
 			}
 		}
 	}
-	for b.cancel(had) {
+	for ; b.cancel(had); tries-- {
+		if tries == 0 {
+			return 0
+		}
 	}
 	moved := 0
 	for i, m := range b.rows {

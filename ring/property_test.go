@@ -167,8 +167,8 @@ func (c *testCluster) checkMoved(t *testing.T, from, to *Ring, change string) {
 	if moved <= 1.15*leastByShares(from, to)*float64(len(to.table))+1 {
 		return
 	}
-	if least := leastByCycles(from, to); moved > 1.15*float64(least)+1 {
-		t.Fatalf("%v, %s: %.0f replicas moved, the least is %d", c, change, moved, least)
+	if least := leastByCycles(from, to, 100); moved > 1.15*float64(least)+1 {
+		t.Fatalf("%v, %s: %.0f replicas moved, the least is %d (0: by more than 100 less)", c, change, moved, least)
 	}
 }
 
@@ -195,7 +195,7 @@ func TestSmallClustersMoveTheLeast(t *testing.T) {
 		if moved := Moved(from, to) * float64(len(to.table)); moved > 1.05*float64(least)+1 {
 			t.Fatalf("%v, %s: %.0f replicas moved, the least is %d", c, change, moved, least)
 		}
-		if cycles := leastByCycles(from, to); cycles != least {
+		if cycles := leastByCycles(from, to, 5000); cycles != least {
 			t.Fatalf("%v, %s: the least is %d, by cycles %d", c, change, least, cycles)
 		}
 	}
