@@ -197,9 +197,9 @@ func (f *Found) take(members []*member) {
 	}
 }
 
-// fence attaches a node, and asks which store it is. The replica is bound to the
-// incarnation it was attached in, so that is the one that counts; a store that
-// has changed since then has to be attached again.
+// fence attaches a node, and asks which store it is. The replica's incarnation is
+// the one that counts: it answers in no other, so should the store be replaced
+// between the two questions, the next one begins the attach again (N2).
 func (v *Volume) fence(ctx context.Context, m *member) error {
 	r, err := m.store.Attach(ctx, v.id, v.epoch)
 	if err != nil {
@@ -209,10 +209,7 @@ func (v *Volume) fence(ctx context.Context, m *member) error {
 	if err != nil {
 		return err
 	}
-	if st.Incarnation != r.Incarnation() {
-		return fmt.Errorf("%w: attached in %v, now %v", store.ErrIncarnation, r.Incarnation(), st.Incarnation)
-	}
-	m.replica, m.now = r, Copy{Identity: st.Identity, Incarnation: st.Incarnation}
+	m.replica, m.now = r, Copy{Identity: st.Identity, Incarnation: r.Incarnation()}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -199,7 +200,11 @@ func firstUnequal(a, b []page) int {
 // of each page what was acknowledged, or was flushed where every copy lost its
 // power, or a write that began after it. A power cut after Open takes nothing.
 func TestReconcileHistories(t *testing.T) {
-	for range 60 {
+	runs := 60
+	if os.Getenv("TORUS_LONG_TESTS") != "" {
+		runs = 2000
+	}
+	for range runs {
 		seed := rand.Uint64()
 		rng := rand.New(rand.NewPCG(seed, 0))
 		count := 2 + rng.IntN(3)
@@ -297,11 +302,87 @@ func TestReconcile(t *testing.T) {
 	if c.found.UnflushedGone || c.found.Reborn != nil || len(c.found.Copies) != 3 {
 		t.Errorf("found %+v", c.found)
 	}
-	// The mark that was told says so: nothing is left to compare.
-	must(t, v.Close())
-	open(t, c.options(3, 1<<20))
+	for i, s := range c.stores { // nothing is left to compare
+		for l, err := range s.Layers(t.Context()) {
+			must(t, err)
+			if want := store.NewVersion(2, 0); l.Stable != want || l.Settled != want {
+				t.Errorf("node %d has the marks %v and %v, want %v", i+1, l.Stable, l.Settled, want)
+			}
+		}
+	}
+}
+
+// TestReconcileMissedMark: what one node was told to be stable is equal on all,
+// also on one that lists it because it was not told.
+func TestReconcileMissedMark(t *testing.T) {
+	c := newNodes(3, 3, nil)
+	f := faulty(c)
+	v := open(t, c.options(1, 1<<20))
+	inject(f[1], "stables fail")
+	write(t, v, make([]byte, 64<<10), 0)
+	must(t, v.settleNow())
+	f[0].Inject(faultstore.MustParse("reads,adopts fail"))
+	open(t, c.options(2, 1<<20))
 	if c.found.Repaired != 0 {
-		t.Errorf("%d bytes again", c.found.Repaired)
+		t.Errorf("%d bytes were brought to copies", c.found.Repaired)
+	}
+}
+
+// TestReconcileLong: what is more than a piece, over chunks of different copies.
+func TestReconcileLong(t *testing.T) {
+	c := newNodes(4, 2, nil)
+	o := c.options(1, 64<<20)
+	open(t, o)
+	p := make([]byte, 12<<20)
+	for i := range p {
+		p[i] = byte(i >> 12 * 7)
+	}
+	for i, s := range c.stores {
+		r, err := s.Attach(t.Context(), testVolume, 1)
+		must(t, err)
+		for chunk := int64(0); chunk < 16; chunk++ {
+			first := o.Place(ring.ChunkIndex(chunk))[chunk%2] == ring.NodeID(i+1)
+			switch off := chunk * store.ChunkSize; {
+			case first && chunk < 3:
+				must(t, r.Write(t.Context(), testHead, off, p[off:][:store.ChunkSize], store.NewVersion(1, 1), 0))
+			case first:
+				must(t, r.Zero(t.Context(), testHead, off, store.ChunkSize, store.NewVersion(1, 2), 0))
+			}
+		}
+	}
+	o = c.options(2, 64<<20)
+	v := open(t, o)
+	c.equal(t, o)
+	if got := c.found.Repaired; got != o.Size {
+		t.Errorf("%d bytes were brought to copies, want %d", got, o.Size)
+	}
+	if !bytes.Equal(read(t, v, 0, int64(len(p))), p) {
+		t.Error("not what was written")
+	}
+}
+
+// TestSweep: runs end where any list has a border, and say what each list has.
+func TestSweep(t *testing.T) {
+	e := func(first, end int64, v store.Version) store.Extent {
+		return store.Extent{Off: first << 12, N: (end - first) << 12, Kind: store.Hole, Version: v}
+	}
+	s := sweep{lists: [][]store.Extent{
+		{e(0, 6, 10), e(8, 9, 13)},
+		{e(3, 4, 11), e(4, 7, 12), e(1<<20, 1<<21, 14)},
+		nil,
+	}}
+	var got []string
+	state := make([]store.Extent, 3)
+	for {
+		off, end, ok := s.next(state)
+		if !ok {
+			break
+		}
+		got = append(got, fmt.Sprintf("%d-%d: %d %d %d", off>>12, end>>12, state[0].Version, state[1].Version, state[2].Version))
+	}
+	want := []string{"0-3: 10 0 0", "3-4: 10 11 0", "4-6: 10 12 0", "6-7: 0 12 0", "8-9: 13 0 0", "1048576-2097152: 0 14 0"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
 	}
 }
 

@@ -11,6 +11,9 @@
 //   - What a read returned does not change without a write, whichever copy
 //     answers the next one: a read is answered when the writes that overlapped
 //     it have been.
+//   - So it is after a crash: Open brings copies that differ to one value, which
+//     has all that was acknowledged, and is durable before it is read. If every
+//     copy of a page lost its power, it has all that was flushed, and says so.
 //   - Every page is checked; a corrupt one is read from another copy, or is
 //     store.ErrCorrupt, never wrong bytes.
 //   - An error from a write that did not reach all copies alike is final: the
