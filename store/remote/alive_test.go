@@ -66,7 +66,7 @@ func (c *frozen) Read(p []byte) (int, error) {
 // TestSilentListener: something accepts, and never says a word.
 func TestSilentListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var conns []net.Conn
+		var conns tally[net.Conn]
 		c := remote.NewClient(remote.ClientOptions{Addr: "silent:1", Cluster: cluster, Node: node,
 			Dial: func(context.Context, string) (net.Conn, error) {
 				a, b := net.Pipe()
@@ -77,7 +77,7 @@ func TestSilentListener(t *testing.T) {
 						}
 					}
 				}()
-				conns = append(conns, b)
+				conns.add(b)
 				return a, nil
 			}, Connections: 1})
 		defer c.Close()
@@ -88,7 +88,7 @@ func TestSilentListener(t *testing.T) {
 			t.Errorf("took %v, want 3s", took)
 		}
 		c.Close()
-		for _, b := range conns {
+		for _, b := range conns.all() {
 			b.Close()
 		}
 	})
@@ -101,14 +101,14 @@ func TestPeerGoesSilent(t *testing.T) {
 	for _, idle := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			freeze := newFreeze()
-			var lost []time.Time
+			var lost tally[time.Time]
 			h := newPipedHost(t)
 			h.pipes.wrap = func(nc net.Conn) net.Conn { return &noticed{&frozen{nc, freeze}, &lost} }
 			c := h.client(func(o *remote.ClientOptions) { o.Connections = 1 })
 			r := attach(t, c, epoch)
 			write(t, r, 1, 1)
 			time.Sleep(10 * time.Second) // idle connections stay
-			if len(lost) > 0 {
+			if len(lost.all()) > 0 {
 				t.Fatal("an idle connection was taken for dead")
 			}
 			freeze.set(true)
@@ -123,8 +123,8 @@ func TestPeerGoesSilent(t *testing.T) {
 			} else {
 				time.Sleep(3 * time.Second)
 			}
-			if len(lost) == 0 || lost[0].Sub(silent) >= 3*time.Second {
-				t.Fatalf("noticed at %v, silent since %v", lost, silent)
+			if at := lost.all(); len(at) == 0 || at[0].Sub(silent) >= 3*time.Second {
+				t.Fatalf("noticed at %v, silent since %v", at, silent)
 			}
 			freeze.set(false)
 			write(t, r, 1, 3)
@@ -136,11 +136,11 @@ func TestPeerGoesSilent(t *testing.T) {
 // noticed notes when the client gives its connection up.
 type noticed struct {
 	net.Conn
-	when *[]time.Time
+	when *tally[time.Time]
 }
 
 func (c *noticed) Close() error {
-	*c.when = append(*c.when, time.Now())
+	c.when.add(time.Now())
 	return c.Conn.Close()
 }
 
@@ -149,7 +149,7 @@ func (c *noticed) Close() error {
 func TestSlowIsNotDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newPipedHost(t)
-		var lost []time.Time
+		var lost tally[time.Time]
 		h.pipes.wrap = func(nc net.Conn) net.Conn { return &noticed{nc, &lost} }
 		r := attach(t, h.client(), epoch)
 		h.inject("writes delay 30s once")
@@ -162,8 +162,8 @@ func TestSlowIsNotDead(t *testing.T) {
 		write(t, r, 1, 2)
 		time.Sleep(time.Minute)
 		has(t, r, 0, 1) // it was applied after all
-		if len(lost) > 0 {
-			t.Errorf("%d connections were taken for dead", len(lost))
+		if n := len(lost.all()); n > 0 {
+			t.Errorf("%d connections were taken for dead", n)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -259,3 +260,21 @@ func (h *host) stopServer() {
 }
 
 func one(o *remote.ClientOptions) { o.Connections = 1 }
+
+// A tally is a list that several goroutines add to.
+type tally[T any] struct {
+	mu   sync.Mutex
+	list []T
+}
+
+func (l *tally[T]) add(v T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = append(l.list, v)
+}
+
+func (l *tally[T]) all() []T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.list)
+}

@@ -18,7 +18,7 @@ import (
 func TestLateAnswerLeavesTheSliceAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newPipedHost(t)
-		var lost []time.Time
+		var lost tally[time.Time]
 		h.pipes.wrap = func(nc net.Conn) net.Conn { return &noticed{nc, &lost} }
 		r := attach(t, h.client(), epoch)
 		write(t, r, 0, 1)
@@ -32,7 +32,7 @@ func TestLateAnswerLeavesTheSliceAlone(t *testing.T) {
 			t.Errorf("the slice was written to: %x, %+v", p[:8], info[0])
 		}
 		has(t, r, 0, 1)
-		if len(lost) > 0 {
+		if len(lost.all()) > 0 {
 			t.Error("a late answer has cost a connection")
 		}
 	})
@@ -93,10 +93,11 @@ func TestGivenUpAmidATransfer(t *testing.T) {
 	for _, reading := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			h := newPipedHost(t)
-			var stalls []*stall
+			var stalls tally[*stall]
 			h.pipes.wrap = func(nc net.Conn) net.Conn {
-				stalls = append(stalls, newStall(nc))
-				return stalls[len(stalls)-1]
+				s := newStall(nc)
+				stalls.add(s)
+				return s
 			}
 			c := h.client(one)
 			r := attach(t, c, epoch)
@@ -113,10 +114,11 @@ func TestGivenUpAmidATransfer(t *testing.T) {
 			go func() { other <- r.Sync(t.Context()) }()
 			synctest.Wait()
 
+			stalled := stalls.all()[0]
 			if reading {
-				stalls[0].reads.Store(n / 2)
+				stalled.reads.Store(n / 2)
 			} else {
-				stalls[0].writes.Store(0)
+				stalled.writes.Store(0)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
@@ -128,7 +130,7 @@ func TestGivenUpAmidATransfer(t *testing.T) {
 				err = r.Write(ctx, layer, 0, p, v(2), 0)
 			}
 			fails(t, err, context.DeadlineExceeded)
-			if stalls[0].writing.Load() {
+			if stalled.writing.Load() {
 				t.Error("the slice is still being sent")
 			}
 			copied := bytes.Clone(p)
@@ -137,8 +139,8 @@ func TestGivenUpAmidATransfer(t *testing.T) {
 			if !bytes.Equal(p, copied) {
 				t.Error("the slice was written to")
 			}
-			if len(stalls) != 2 {
-				t.Errorf("%d connections, want 2", len(stalls))
+			if n := len(stalls.all()); n != 2 {
+				t.Errorf("%d connections, want 2", n)
 			}
 			ok(t, r.Read(t.Context(), []store.LayerID{layer}, 0, p, nil))
 			if !bytes.Equal(p, bytes.Repeat([]byte{1}, n)) {

@@ -144,13 +144,14 @@ func (c *serverConn) read() error {
 			c.srv.jobs.Put(j)
 			continue
 		}
-		j.c, j.charge = c, j.req.memory()
-		if !c.limit.take(j.charge) {
+		charge := j.req.memory()
+		if !c.limit.take(charge) {
 			return errEnded
 		}
+		j.c, j.charge = c, charge
 		if err := c.body(j); err != nil {
 			j.release()
-			c.limit.give(1, j.charge)
+			c.limit.give(1, charge)
 			return err
 		}
 		c.srv.workers.run(j)
