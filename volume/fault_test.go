@@ -434,6 +434,25 @@ func TestMarkFailure(t *testing.T) {
 	})
 }
 
+// TestNoMarkAboveMixedWrite: what some copies lack is never said to be stable,
+// also where nothing was left to sync.
+func TestNoMarkAboveMixedWrite(t *testing.T) {
+	inBubble(t, 3, 3, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		inject(f[1], "writes fail with unreachable once")
+		if _, err := v.WriteAtSync(make([]byte, 4096), 0); !errors.Is(err, ErrBroken) {
+			t.Errorf("the write: %v", err)
+		}
+		if err := v.settleNow(); !errors.Is(err, ErrBroken) {
+			t.Errorf("settling: %v", err)
+		}
+		for l, err := range f[0].Layers(t.Context()) {
+			if must(t, err); l.Stable >= store.NewVersion(1, 1) {
+				t.Errorf("%v is said to be stable", l.Stable)
+			}
+		}
+	})
+}
+
 // TestOverdueSyncHoldsWriters: a disk that does not get its syncs done is not
 // written ahead of without bound.
 func TestOverdueSyncHoldsWriters(t *testing.T) {

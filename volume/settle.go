@@ -117,6 +117,12 @@ func (v *Volume) settleFrom(bytes int64) error {
 	if err := v.sync(); err != nil {
 		return err
 	}
+	// A write that some copies lack stops the volume before it leaves the flight.
+	// One with FUA leaves nothing to sync, where that would have been noticed; a
+	// mark above it would hide it from the reconcile.
+	if err := v.stopped(); err != nil {
+		return err
+	}
 	if mark > max(s.told, store.NewVersion(v.epoch, 0)) {
 		if err := v.tell(mark); err != nil {
 			return err
