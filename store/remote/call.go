@@ -70,7 +70,9 @@ func (c *Client) do(ctx context.Context, k *call) error {
 	}
 	defer c.leave()
 	k.req.body = uint32(len(k.out))
-	k.req.bodySum = checksum(k.out)
+	if len(k.out) < sumLate {
+		k.req.bodySum = checksum(k.out)
+	}
 	k.lane = nil
 	k.timer.Reset(c.options.Timeout)
 	defer k.timer.Stop()
