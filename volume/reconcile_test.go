@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"torus/ring"
 	"torus/store"
@@ -608,5 +609,37 @@ func TestAttachBeginsAgain(t *testing.T) {
 	f.Remove(faultstore.MustParse("attaches fail with unreachable"))
 	if _, err := Open(t.Context(), o); !errors.Is(err, store.ErrFenced) {
 		t.Errorf("fenced: %v", err)
+	}
+}
+
+// TestOpenOverOpen: a second Open, under a higher epoch, ends the one that is
+// under way, before or behind its record; what they did together is one value.
+func TestOpenOverOpen(t *testing.T) {
+	for _, fault := range []string{"adopts hang once", "unstables hang once", "syncs hang once", "stables hang once"} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newNodes(3, 3, nil)
+			unequal(t, c)
+			f := faulty(c)
+			hang := inject(f[1], fault)
+			first, second := c.options(2, 1<<20), c.options(3, 1<<20)
+			under := begin(func() error {
+				v, err := Open(context.Background(), first)
+				if err == nil {
+					v.Close()
+				}
+				return err
+			})
+			under.waits(t, fault+": the first")
+			v, err := Open(context.Background(), second)
+			must(t, err)
+			write(t, v, []byte("second"), 0)
+			f[1].Remove(hang)
+			under.ends(t, fault+": the first", store.ErrFenced)
+			c.equal(t, second)
+			if got := string(read(t, v, 0, 7)); got != "second0" {
+				t.Errorf("%s: read %q", fault, got)
+			}
+			must(t, v.Close())
+		})
 	}
 }
