@@ -28,10 +28,10 @@ const (
 // grammar is every command with its flags. Each flag is also read from the
 // environment, as TORUS_ and its name.
 type grammar struct {
-	Cluster   []string `placeholder:"HOST:PORT" default:"127.0.0.1:7480" help:"API of any node of the cluster; several are tried in turn."`
-	Output    string   `short:"o" enum:"table,json" default:"table" help:"How results are printed: table or json."`
-	LogLevel  string   `enum:"debug,info,warn,error" default:"info" help:"The least that is logged: debug, info, warn or error."`
-	LogFormat string   `enum:"text,json" default:"text" help:"How log lines look: text or json."`
+	Cluster   []apiAddr `placeholder:"HOST:PORT" default:"127.0.0.1:7480" help:"API of any node of the cluster; several are tried in turn."`
+	Output    string    `short:"o" enum:"table,json" default:"table" help:"How results are printed: table or json."`
+	LogLevel  string    `enum:"debug,info,warn,error" default:"info" help:"The least that is logged: debug, info, warn or error."`
+	LogFormat string    `enum:"text,json" default:"text" help:"How log lines look: text or json."`
 
 	Dev        devCmd        `cmd:"" help:"Try Torus: a cluster of one in this process, with a volume exported."`
 	Init       initCmd       `cmd:"" help:"Found a cluster and run its first node, in the foreground."`
@@ -53,8 +53,8 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 	log    *slog.Logger
-	json   bool     // results are printed as JSON
-	peers  []string // --cluster
+	json   bool      // results are printed as JSON
+	peers  []apiAddr // --cluster
 	parser *kong.Kong
 }
 

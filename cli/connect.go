@@ -45,16 +45,19 @@ func (a *app) withRecords(f func(ctx context.Context, r records) error) error {
 
 // ask finds a node that answers.
 func (a *app) ask() (node.About, error) {
-	var reasons []string
+	if len(a.peers) == 0 {
+		return node.About{}, badUsage("--cluster: the address of a node is missing")
+	}
+	var peers, reasons []string
 	for _, addr := range a.peers {
-		about, err := node.Ask(a.ctx, addr)
+		about, err := node.Ask(a.ctx, string(addr))
 		if err == nil {
 			return about, nil
 		}
-		reasons = append(reasons, rootCause(err))
+		peers, reasons = append(peers, string(addr)), append(reasons, rootCause(err))
 	}
 	return node.About{}, fmt.Errorf("no node answers at %s (%s): start one with \"torus start\" or \"torus dev\", or name another with --cluster",
-		strings.Join(a.peers, ", "), strings.Join(reasons, "; "))
+		strings.Join(peers, ", "), strings.Join(reasons, "; "))
 }
 
 // rootCause returns the innermost text of an error, as the outer ones repeat

@@ -2,10 +2,13 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
+	"torus/cluster"
 	"torus/node"
 )
 
@@ -32,20 +35,26 @@ func (c *nbdServeCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	volumes, err := c.volumes()
+	if err != nil {
+		return err
+	}
+	s := node.New(node.Settings{Roles: []cluster.Role{cluster.RoleNBD}, NBD: exported, Insecure: c.Insecure})
+	if err := s.Check(); err != nil { // before anybody is asked
+		return err
+	}
 	about, err := a.ask()
 	if err != nil {
 		return err
 	}
 	o := node.ServeOptions{
-		Cluster: about.Cluster, Endpoints: about.Etcd, NBD: exported, Insecure: c.Insecure,
+		Cluster: about.Cluster, Endpoints: about.Etcd, Volumes: volumes, NBD: exported, Insecure: c.Insecure,
 		ReadOnly: c.ReadOnly, Force: c.Force, Version: version(), Logger: a.log,
-	}
-	for _, v := range c.Volumes {
-		o.Volumes = append(o.Volumes, string(v))
 	}
 	return a.runNode(func(ctx context.Context, starting func(string)) (*node.Node, error) {
 		o.Waiting = starting
-		return node.Serve(ctx, o)
+		n, err := node.Serve(ctx, o)
+		return n, noSuchVolume(advise(inUse(err), cluster.ErrBusy, "%s, or take the volume from it with --force", howToFree(err)))
 	}, func(ctx context.Context, n *node.Node) error {
 		r := serving{Volumes: []servedView{}}
 		for _, name := range o.Volumes {
@@ -57,6 +66,28 @@ func (c *nbdServeCmd) Run(a *app) error {
 		}
 		return a.print(r, r.banner)
 	})
+}
+
+// volumes are the names of the volumes to export.
+func (c *nbdServeCmd) volumes() ([]string, error) {
+	var names []string
+	for _, v := range c.Volumes {
+		if slices.Contains(names, string(v)) {
+			return nil, badUsage("<volume> ...: %s is there twice", v)
+		}
+		names = append(names, string(v))
+	}
+	return names, nil
+}
+
+// inUse reduces an error that NBD clients were told too to what it says: who has
+// the volume.
+func inUse(err error) error {
+	var busy *cluster.BusyError
+	if errors.As(err, &busy) {
+		return busy
+	}
+	return err
 }
 
 // addrs are where clients connect, in the form of node.NBD.

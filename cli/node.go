@@ -14,6 +14,15 @@ type nodeCmds struct {
 	Remove nodeRemoveCmd `cmd:"" help:"Take a node that keeps no copies out of the cluster, for good."`
 }
 
+// nodeName is a name that a node can have.
+type nodeName string
+
+// UnmarshalText refuses any other, before a cluster is asked.
+func (n *nodeName) UnmarshalText(b []byte) error {
+	*n = nodeName(b)
+	return cluster.CheckName(string(b))
+}
+
 // nodeView is a node as it is printed.
 type nodeView struct {
 	Name     string         `json:"name"`
@@ -62,7 +71,10 @@ func (v nodeView) states() string {
 
 func (v nodeView) write(w io.Writer) {
 	space := ""
-	if v.Capacity > 0 {
+	switch {
+	case v.Capacity > 0 && !v.Alive: // what it has it does not say
+		space = formatSize(v.Capacity)
+	case v.Capacity > 0:
 		space = fmt.Sprintf("%s live, %s on disk, of %s", formatSize(v.Live), formatSize(v.Used), formatSize(v.Capacity))
 	}
 	writeFields(w, "", [][2]string{
@@ -78,8 +90,11 @@ func writeNodes(w io.Writer, nodes []nodeView) {
 		if zone == "" {
 			zone = "-"
 		}
-		rows = append(rows, []string{n.Name, n.states(), zone, n.API, join(n.Roles), n.Etcd,
-			formatSize(n.Live), formatSize(n.Used), formatSize(n.Capacity)})
+		live, used := formatSize(n.Live), formatSize(n.Used)
+		if !n.Alive { // what it has it does not say
+			live, used = "-", "-"
+		}
+		rows = append(rows, []string{n.Name, n.states(), zone, n.API, join(n.Roles), n.Etcd, live, used, formatSize(n.Capacity)})
 	}
 	writeTable(w, rows)
 }
@@ -115,15 +130,15 @@ func (c *nodeListCmd) Run(a *app) error {
 }
 
 type nodeShowCmd struct {
-	Name string `arg:"" help:"Name of the node."`
+	Name nodeName `arg:"" help:"Name of the node."`
 }
 
 // Run shows a node.
 func (c *nodeShowCmd) Run(a *app) error {
 	return a.withRecords(func(ctx context.Context, r records) error {
-		n, err := r.Node(ctx, c.Name)
+		n, err := r.Node(ctx, string(c.Name))
 		if err != nil {
-			return err
+			return noSuchNode(err)
 		}
 		members, err := r.etcd.Members(ctx)
 		if err != nil {
@@ -135,17 +150,21 @@ func (c *nodeShowCmd) Run(a *app) error {
 }
 
 type nodeRemoveCmd struct {
-	Name string `arg:"" help:"Name of the node."`
+	Name nodeName `arg:"" help:"Name of the node."`
 }
 
 // Run removes a node.
 func (c *nodeRemoveCmd) Run(a *app) error {
 	return a.withRecords(func(ctx context.Context, r records) error {
-		if err := r.RemoveNode(ctx, c.Name); err != nil {
-			return advise(err, cluster.ErrNotFound, "\"torus node list\" names those there are")
+		if err := r.RemoveNode(ctx, string(c.Name)); err != nil {
+			return noSuchNode(advise(err, cluster.ErrBusy, "delete the volumes with \"torus volume delete\" first, or keep the node"))
 		}
-		return a.print(map[string]string{"removed": c.Name}, func(w io.Writer) {
+		return a.print(map[string]string{"removed": string(c.Name)}, func(w io.Writer) {
 			fmt.Fprintf(w, "Node %s was removed. If it still runs, it stops by itself; its data directory can be deleted.\n", c.Name)
 		})
 	})
+}
+
+func noSuchNode(err error) error {
+	return advise(err, cluster.ErrNotFound, "\"torus node list\" names those there are")
 }

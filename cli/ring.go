@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"torus/cluster"
 	"torus/ring"
@@ -80,6 +82,7 @@ func ringViews(ctx context.Context, c *cluster.Cluster) ([]ringView, error) {
 				Share: s.Data / copies, Best: s.Best / copies, First: float64(s.First) / ring.Partitions,
 			})
 		}
+		slices.SortFunc(v.Shares, func(a, b shareView) int { return strings.Compare(a.Node, b.Node) })
 		views = append(views, v)
 	}
 	return views, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -22,9 +23,9 @@ type nbdFlags struct {
 
 // tlsFlags say how NBD is protected.
 type tlsFlags struct {
-	TLSCert     string `name:"tls-cert" type:"path" placeholder:"FILE" help:"Certificate with which NBD is encrypted, in PEM."`
-	TLSKey      string `name:"tls-key" type:"path" placeholder:"FILE" help:"Its private key, in PEM."`
-	TLSCA       string `name:"tls-ca" type:"path" placeholder:"FILE" help:"Authority whose certificates NBD clients must show, in PEM."`
+	TLSCert     string `name:"tls-cert" type:"existingfile" placeholder:"FILE" help:"Certificate with which NBD is encrypted, in PEM."`
+	TLSKey      string `name:"tls-key" type:"existingfile" placeholder:"FILE" help:"Its private key, in PEM."`
+	TLSCA       string `name:"tls-ca" type:"existingfile" placeholder:"FILE" help:"Authority whose certificates NBD clients must show, in PEM."`
 	Insecure    bool   `help:"Allow unencrypted connections on addresses that other machines can reach."`
 	TLSOptional bool   `name:"tls-optional" help:"Offer TLS to NBD clients, but serve those without it too."`
 }
@@ -59,6 +60,9 @@ func (f tlsFlags) exported(addrs []string) (node.NBD, error) {
 	// A node may be started from another directory next time.
 	listen := slices.Clone(addrs)
 	for i, addr := range listen {
+		if _, port, err := net.SplitHostPort(addr); err == nil && !strings.ContainsRune(addr, '/') && !isPort(port) {
+			return node.NBD{}, badUsage("NBD address %s: port %q is not a number from 0 to 65535", addr, port)
+		}
 		if strings.HasPrefix(addr, ".") {
 			abs, err := filepath.Abs(addr)
 			if err != nil {
@@ -120,7 +124,7 @@ func (a *app) runNode(start func(ctx context.Context, starting func(string)) (*n
 		return nil
 	case <-n.Failed():
 		err := n.Err()
-		return errors.Join(fmt.Errorf("the node stops: %w", err), n.Close())
+		return errors.Join(fmt.Errorf("stopped: %w", inUse(err)), n.Close())
 	}
 }
 

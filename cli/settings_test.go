@@ -54,7 +54,7 @@ func TestHalfFounded(t *testing.T) {
 		want  int
 	}{{nil, 9000}, {&zero, 9000}, {&other, 9100}} {
 		dev, err1 := (&devCmd{Port: c.given}).settings(dir)
-		first, err2 := (&initCmd{nodeFlags: nodeFlags{Port: c.given, Listen: netip.MustParseAddr("127.0.0.1"), Roles: []string{"etcd"}}}).settings(have)
+		first, err2 := (&initCmd{nodeFlags: nodeFlags{Port: c.given, Listen: ipAddr{netip.MustParseAddr("127.0.0.1")}, Roles: []string{"etcd"}}}).settings(have)
 		if err := errors.Join(err1, err2); err != nil {
 			t.Fatal(err)
 		}

@@ -5,25 +5,29 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
 
 	"torus/cluster"
 	"torus/node"
 )
 
+// minCapacity is the least that a node is given for pages: the store writes into
+// one segment, collects into a second and makes a third ahead of use, 256 MiB each.
+const minCapacity = 1 << 30
+
 // nodeFlags say how a new node is set up.
 type nodeFlags struct {
-	DataDir   string     `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
-	Name      string     `placeholder:"NAME" help:"Name of the node; one is made up if it is left out."`
-	Listen    netip.Addr `default:"127.0.0.1" placeholder:"IP" help:"Address that the node's ports are opened on (${default})."`
-	Advertise netip.Addr `placeholder:"IP" help:"Address at which other nodes reach it; that of --listen if it is left out."`
-	Port      *int       `placeholder:"PORT" help:"First of the node's four ports; 0 takes free ones (7480)."`
-	Zone      string     `placeholder:"ZONE" help:"Failure domain: a rack, a room."`
-	Host      string     `placeholder:"HOST" help:"Machine that the node shares with others of the same host; the host name if it is left out."`
-	Capacity  byteSize   `placeholder:"SIZE" help:"Space for pages; what the file system has if it is left out."`
-	Roles     []string   `default:"etcd,storage,nbd" placeholder:"ROLE" help:"What the node does (${default})."`
+	DataDir   string   `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
+	Name      string   `placeholder:"NAME" help:"Name of the node; one is made up if it is left out."`
+	Listen    ipAddr   `default:"127.0.0.1" placeholder:"IP" help:"Address that the node's ports are opened on (${default})."`
+	Advertise ipAddr   `placeholder:"IP" help:"Address at which other nodes reach it; that of --listen if it is left out."`
+	Port      *int     `placeholder:"PORT" help:"First of the node's four ports; 0 takes free ones (7480)."`
+	Zone      string   `placeholder:"ZONE" help:"Failure domain: a rack, a room."`
+	Host      string   `placeholder:"HOST" help:"Machine that the node shares with others of the same host; the host name if it is left out."`
+	Capacity  byteSize `placeholder:"SIZE" help:"Space for pages; what the file system has if it is left out."`
+	Roles     []string `default:"etcd,storage,nbd" placeholder:"ROLE" help:"What the node does (${default})."`
 	nbdFlags
 }
 
@@ -32,17 +36,15 @@ type nodeFlags struct {
 // IDs and ports.
 func (f *nodeFlags) settings(have node.Settings) (node.Settings, error) {
 	exported, err := f.exported(f.NBD)
+	if err == nil {
+		err = f.check()
+	}
 	if err != nil {
 		return node.Settings{}, err
 	}
-	if f.Name != "" {
-		if err := cluster.CheckName(f.Name); err != nil {
-			return node.Settings{}, badUsage("--name: %v", err)
-		}
-	}
 	s := node.Settings{
 		ID: have.ID, Cluster: have.Cluster, Port: basePort(f.Port, have.Port),
-		Name: f.Name, Listen: f.Listen, Advertise: f.Advertise, Insecure: f.Insecure, Zone: zone(f.Zone), Host: f.Host,
+		Name: f.Name, Listen: f.Listen.Addr, Advertise: f.Advertise.Addr, Insecure: f.Insecure, Zone: zone(f.Zone), Host: f.Host,
 		Capacity: int64(f.Capacity), NBD: exported,
 	}
 	if s.Name == "" {
@@ -53,28 +55,69 @@ func (f *nodeFlags) settings(have node.Settings) (node.Settings, error) {
 		if role != cluster.RoleEtcd && role != cluster.RoleStorage && role != cluster.RoleNBD {
 			return s, badUsage("--roles: %q is none: there are etcd, storage and nbd", r)
 		}
+		if slices.Contains(s.Roles, role) {
+			return s, badUsage("--roles: %s is there twice", r)
+		}
 		s.Roles = append(s.Roles, role)
 	}
 	return s, nil
 }
 
+// check refuses what no node can have, before anything is written.
+func (f *nodeFlags) check() error {
+	if f.Name != "" {
+		if err := cluster.CheckName(f.Name); err != nil {
+			return badUsage("--name: %v", err)
+		}
+	}
+	if f.Capacity != 0 && f.Capacity < minCapacity {
+		return badUsage("--capacity: %s is below the least, %s", formatSize(int64(f.Capacity)), formatSize(minCapacity))
+	}
+	for _, label := range [][2]string{{"--zone", f.Zone}, {"--host", f.Host}} {
+		if err := checkLabel(label[1]); err != nil {
+			return badUsage("%s: %v", label[0], err)
+		}
+	}
+	return nil
+}
+
+// checkLabel refuses the names of zones and hosts that would tear tables apart.
+// Capitals are allowed: machines have them.
+func checkLabel(s string) error {
+	const most = 253 // characters of a host name
+	if len(s) > most {
+		return fmt.Errorf("%.20q… has %d characters, at most %d are allowed", s, len(s), most)
+	}
+	for _, r := range s {
+		if r == ' ' || !unicode.IsPrint(r) {
+			return fmt.Errorf("%q: use letters, digits and signs, without spaces", s)
+		}
+	}
+	return nil
+}
+
 // begun returns what the directory has of a node that was not set up to the end;
 // zero if it has none. A node that was is node.ErrFounded.
 func (f *nodeFlags) begun() (node.Settings, error) {
+	if f.DataDir == "" {
+		return node.Settings{}, errNoDir
+	}
 	have, err := node.Load(f.DataDir)
 	switch {
 	case errors.Is(err, node.ErrNoNode):
 		return node.Settings{}, nil
-	case err == nil && have.Founded:
+	case err == nil && have.Founded && !(len(have.Join) > 0 && !have.Registered): // refused for its name, say: it may try again
 		return have, fmt.Errorf("directory %s %w: %s, of cluster %s: run it with \"torus start --data-dir %s\"",
 			f.DataDir, node.ErrFounded, have.Name, have.Cluster, f.DataDir)
 	}
 	return have, err
 }
 
+var errNoDir = badUsage("--data-dir: the name of a directory is missing")
+
 type initCmd struct {
 	nodeFlags
-	Replicas int `default:"2" placeholder:"N" help:"Copies of a volume for which no number is given (${default})."`
+	Replicas copies `default:"2" placeholder:"N" help:"Copies of a volume for which no number is given (${default})."`
 }
 
 // Run founds a cluster.
@@ -102,12 +145,12 @@ func (c *initCmd) settings(have node.Settings) (node.Settings, error) {
 	if !slices.Contains(s.Roles, cluster.RoleEtcd) {
 		return s, badUsage("--roles: the node that founds a cluster keeps its records: it needs the role etcd")
 	}
-	s.Replicas = c.Replicas
+	s.Replicas = int(c.Replicas)
 	return node.New(s), nil
 }
 
 type joinCmd struct {
-	Peer string `arg:"" placeholder:"HOST:PORT" help:"API of any node of the cluster."`
+	Peer apiAddr `arg:"" placeholder:"HOST:PORT" help:"API of any node of the cluster."`
 	nodeFlags
 }
 
@@ -117,20 +160,24 @@ func (c *joinCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	about, err := node.Ask(a.ctx, c.Peer)
+	s, err := c.settings(have)
 	if err != nil {
-		return fmt.Errorf("no node of a cluster answers at %s: %s", c.Peer, rootCause(err))
+		return err
+	}
+	s = node.New(s)
+	if err := s.Check(); err != nil { // before a stranger is asked
+		return err
+	}
+	about, err := node.Ask(a.ctx, string(c.Peer))
+	if err != nil {
+		return fmt.Errorf("no node of a cluster answers at %s: %s: name the API of one that runs, as its banner and \"torus node list\" say it", c.Peer, rootCause(err))
 	}
 	if have.Cluster != "" && have.Cluster != about.Cluster {
 		return fmt.Errorf("directory %s %w, begun for cluster %s, and %s is of cluster %s: choose another --data-dir",
 			c.DataDir, node.ErrFounded, have.Cluster, c.Peer, about.Cluster)
 	}
-	s, err := c.settings(have)
-	if err != nil {
-		return err
-	}
 	s.Cluster, s.Join = about.Cluster, about.Etcd
-	return a.serve(c.DataDir, node.New(s), "The node has joined the cluster and is running.")
+	return a.serve(c.DataDir, s, "The node has joined the cluster and is running.")
 }
 
 // basePort is the first port of a node that founds a cluster: what is given,
@@ -146,15 +193,18 @@ func basePort(given *int, had int) int {
 }
 
 type startCmd struct {
-	DataDir   string     `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
-	Listen    netip.Addr `placeholder:"IP" help:"Open the node's ports on another address from now on."`
-	Advertise netip.Addr `placeholder:"IP" help:"Other nodes reach it at another address from now on."`
-	Port      int        `placeholder:"PORT" help:"First of the node's four ports from now on."`
+	DataDir   string `type:"path" default:"/var/lib/torus" placeholder:"DIR" help:"Where the node keeps its data (${default})."`
+	Listen    ipAddr `placeholder:"IP" help:"Open the node's ports on another address from now on."`
+	Advertise ipAddr `placeholder:"IP" help:"Other nodes reach it at another address from now on."`
+	Port      int    `placeholder:"PORT" help:"First of the node's four ports from now on."`
 	nbdFlags
 }
 
 // Run runs a node again. Flags that are given replace what it was set up with.
 func (c *startCmd) Run(a *app) error {
+	if c.DataDir == "" {
+		return errNoDir
+	}
 	s, err := node.Load(c.DataDir)
 	if err != nil {
 		return advise(err, node.ErrNoNode, "found a cluster with \"torus init --data-dir %s\", or join one with \"torus join\"", c.DataDir)
@@ -163,10 +213,10 @@ func (c *startCmd) Run(a *app) error {
 		return err
 	}
 	if c.Listen.IsValid() {
-		s.Listen = c.Listen
+		s.Listen = c.Listen.Addr
 	}
 	if c.Advertise.IsValid() {
-		s.Advertise = c.Advertise
+		s.Advertise = c.Advertise.Addr
 	}
 	if c.Port != 0 {
 		s.Port = c.Port

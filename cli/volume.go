@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"time"
 
 	"torus/cluster"
@@ -26,6 +28,19 @@ type volumeName string
 func (n *volumeName) UnmarshalText(b []byte) error {
 	*n = volumeName(b)
 	return cluster.CheckName(string(b))
+}
+
+// copies is how many copies a volume has, or needs; 0 is none given.
+type copies int
+
+// UnmarshalText refuses what no volume can have.
+func (c *copies) UnmarshalText(b []byte) error {
+	n, err := strconv.Atoi(string(b))
+	if err != nil || n < 1 || n > cluster.MaxReplicas {
+		return fmt.Errorf("%q is not a number from 1 to %d", b, cluster.MaxReplicas)
+	}
+	*c = copies(n)
+	return nil
 }
 
 // volumeView is a volume as it is printed.
@@ -95,15 +110,15 @@ func (v volumeView) state() string {
 type volumeCreateCmd struct {
 	Name      volumeName `arg:"" help:"Name: letters a-z, digits, '.', '_' and '-'."`
 	Size      volumeSize `arg:"" help:"Size: a number with K, M, G or T, from 4K to 1024T, such as 10G."`
-	Replicas  int        `placeholder:"N" help:"Copies, each on a node of its own; the cluster's number if it is left out."`
-	MinCopies int        `placeholder:"M" help:"Copies that a write needs before it is acknowledged; one less than the copies, at least 1, if it is left out."`
+	Replicas  copies     `placeholder:"N" help:"Copies, each on a node of its own; the cluster's number if it is left out."`
+	MinCopies copies     `placeholder:"M" help:"Copies that a write needs before it is acknowledged; one less than the copies, at least 1, if it is left out."`
 }
 
 // Run creates a volume.
 func (c *volumeCreateCmd) Run(a *app) error {
 	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
 		_, err := records.CreateVolume(ctx, cluster.VolumeSpec{
-			Name: string(c.Name), Size: int64(c.Size), Replicas: c.Replicas, MinCopies: c.MinCopies,
+			Name: string(c.Name), Size: int64(c.Size), Replicas: int(c.Replicas), MinCopies: int(c.MinCopies),
 		})
 		if err != nil {
 			return advise(err, cluster.ErrExists, "choose another name, or look at it with \"torus volume show %s\"", c.Name)
@@ -220,13 +235,21 @@ func (c *volumeDeleteCmd) Run(a *app) error {
 			err = records.DeleteVolume(ctx, string(c.Name))
 		}
 		if err != nil {
-			return noSuchVolume(advise(err, cluster.ErrBusy,
-				"disconnect its clients; 10 s after the last one it is free"))
+			return noSuchVolume(advise(err, cluster.ErrBusy, "%s", howToFree(err)))
 		}
 		return a.print(newVolumeView(v, node.About{}), func(w io.Writer) {
 			fmt.Fprintf(w, "Deleted volume %s.\n", c.Name)
 		})
 	})
+}
+
+// howToFree says what makes the holder of a volume let it go.
+func howToFree(err error) string {
+	var busy *cluster.BusyError
+	if errors.As(err, &busy) && busy.Holder.Node == 0 {
+		return "stop that first"
+	}
+	return "disconnect its clients; 10 s after the last one it is free"
 }
 
 func noSuchVolume(err error) error {
