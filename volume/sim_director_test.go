@@ -56,12 +56,13 @@ func (w *world) pause() {
 	}
 	time.Sleep(d + time.Nanosecond)
 	// When nobody serves, nothing is to be had from going on at this pace.
-	for range 40 {
-		if w.someoneServes() {
-			return
-		}
+	idle := w.now()
+	for !w.someoneServes() && !w.failed() {
 		w.locked(w.attachSomeone)
 		time.Sleep(time.Duration(1 + w.rng.Int64N(int64(500*time.Millisecond))))
+		if w.now() > idle+5*time.Minute { // no trouble lasts so long
+			w.fail("nobody could attach the volume in five minutes")
+		}
 	}
 }
 
@@ -104,6 +105,9 @@ func (w *world) request(x *exporter) {
 	s := x.cur
 	if s == nil || !s.serving || s.inFlight >= maxInFlight {
 		return
+	}
+	if w.with.lulls && s.epoch < w.served {
+		return // whoever was replaced doesn't notice
 	}
 	switch {
 	case k < 8:
@@ -175,6 +179,8 @@ func (w *world) event() {
 		w.stopNodes(false, soon, w.nodes...)
 	case k < 12 && with.disks:
 		w.inject(n, "fail", "apply and fail", "tear")
+	case k == 12 && with.corrupt:
+		w.rot()
 	case k == 12 && with.full:
 		w.inject(n, "fail with no-space")
 	case k == 13 && x.cur == nil:
@@ -217,6 +223,14 @@ func (w *world) inject(n *simNode, how ...string) {
 	}
 	w.note("node %d: %v", n.id, f)
 	n.fs.Inject(f)
+}
+
+// rot makes a page of node 1 corrupt until it is written again.
+func (w *world) rot() {
+	off := simPages[w.rng.IntN(len(simPages))] * store.PageSize
+	f := faultstore.Fault{Ops: faultstore.Read, Off: off, End: off + store.PageSize, Effect: faultstore.Corrupt}
+	w.note("node 1: %v", f)
+	w.nodes[0].fs.Inject(f)
 }
 
 // heal ends all trouble.

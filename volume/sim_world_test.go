@@ -31,11 +31,13 @@ type conditions struct {
 	kills         bool // of exporters
 	pauses        bool // of exporters
 	force         bool
+	lulls         bool // nobody asks an exporter that was replaced
 	nodeKills     bool
 	powerCuts     bool
 	blackouts     bool // power cuts of all nodes
 	disks         bool // requests fail
 	full          bool // disks refuse writes
+	corrupt       bool // pages of node 1 rot
 	syncBytes     int64
 	syncEvery     time.Duration
 }
@@ -100,6 +102,10 @@ func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x51)), start: time.Now(), closely: os.Getenv("TORUS_SIM_SEED") != "",
 		peace: make(chan struct{}), killed: map[int]bool{}, cuts: map[cutLink]time.Duration{}}
 	w.with = drawConditions(w.rng)
+	// Corrupt is only one node's, and never the only copy that kept its power: what is lost
+	// then may be lost.
+	w.with.lulls = seed%2 == 0
+	w.with.corrupt = seed%3 == 0 && !w.with.powerCuts && !w.with.blackouts
 	w.model = newModel(w)
 	w.kv = cluster.NewMemory(w.now)
 	for i := range w.with.nodes {
