@@ -28,6 +28,7 @@ func TestDialRefuses(t *testing.T) {
 // Of the endpoints that a client is given, one that answers is enough: the others may be
 // dead, or a learner's, which serves nothing. Then it knows the voters.
 func TestDialFindsVoters(t *testing.T) {
+	t.Parallel()
 	j := newJoining(t)
 	id := j.add(t)
 	learner := startServer(t, j.o)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -50,7 +51,7 @@ func (m *machine) readdress() {
 func testLog(t *testing.T, id ring.NodeID) *slog.Logger {
 	var b lockedBuffer
 	t.Cleanup(func() {
-		if t.Failed() || testing.Verbose() {
+		if t.Failed() {
 			t.Logf("log of n%d:\n%s", id, b.String())
 		}
 	})
@@ -144,7 +145,19 @@ func (m *machine) live(server *Server) {
 		}
 	})
 	m.seat = m.TakeSeat(m.client, SeatOptions{Server: m.opts, Running: server})
-	m.t.Cleanup(m.close)
+	m.t.Cleanup(m.kill)
+}
+
+// kill stops the machine without a word to the others.
+func (m *machine) kill() {
+	if m.stop == nil {
+		return
+	}
+	m.stop()
+	m.client.Close() // ends what waits for a quorum
+	m.running.Wait()
+	m.stop = nil
+	m.seat.Close()
 }
 
 // close stops the machine. It says that it is gone, or the others would see it alive for
@@ -167,6 +180,14 @@ func (m *machine) close() {
 func (m *machine) unregister(id ring.NodeID) {
 	m.t.Helper()
 	mustCommit(m.t, m.client, Op{Kind: OpDelete, Key: idKey(keyNodes, id)})
+}
+
+// long skips a test that takes ten seconds, unless those are asked for.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("TORUS_LONG_TESTS") == "" {
+		t.Skip("with TORUS_LONG_TESTS=1")
+	}
 }
 
 // eventually waits until check returns nil.
@@ -327,7 +348,7 @@ func TestMembersAllRestart(t *testing.T) {
 	n1.writes("k")
 	for _, m := range []*machine{n1, n2, n3} {
 		m.knows(3)
-		m.close()
+		m.kill()
 	}
 	var all sync.WaitGroup
 	for _, m := range []*machine{n1, n2, n3} {
@@ -353,6 +374,7 @@ func TestMembersJoinAtOnce(t *testing.T) {
 // A voter's node is removed: with two left there is one voter, and the other is a learner
 // again, in the directory that it had; a third takes the vote of the removed one.
 func TestMembersRemoved(t *testing.T) {
+	long(t)
 	t.Parallel()
 	n1, n2, n3 := threeVoters(t)
 	if err := n3.seat.Leave(t.Context()); !errors.Is(err, ErrInvalid) {
@@ -378,6 +400,7 @@ func TestMembersRemoved(t *testing.T) {
 // A voter that is dead for too long is replaced by a node that has no member, and finds
 // when it comes back that its own was removed.
 func TestMembersReplaced(t *testing.T) {
+	long(t)
 	t.Parallel()
 	n1, n2, n3 := threeVoters(t)
 	for _, m := range []*machine{n1, n2} {

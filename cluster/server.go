@@ -223,11 +223,42 @@ func (s *Server) stop() {
 	default:
 	}
 	done := make(chan struct{})
-	go func() { defer close(done); s.etcd.Close() }()
+	go func() {
+		defer close(done)
+		if !s.handOver() {
+			s.etcd.Server.HardStop() // or Close would go on trying for 7 s
+		}
+		s.etcd.Close()
+	}()
 	select {
 	case <-done:
 	case <-s.failed: // while closing
 	}
+}
+
+// handOverTimeout is how long each other voter is given to become leader: enough for
+// one that lives.
+const handOverTimeout = 500 * time.Millisecond
+
+// handOver makes another voter the leader, if this one is, so that nobody waits for an
+// election. False if none can be.
+func (s *Server) handOver() bool {
+	e := s.etcd.Server
+	if e.Leader() != e.MemberID() || s.onlyVoter() {
+		return true
+	}
+	for _, m := range e.Cluster().Members() {
+		if m.IsLearner || m.ID == e.MemberID() {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), handOverTimeout)
+		err := e.MoveLeader(ctx, uint64(e.MemberID()), uint64(m.ID))
+		cancel()
+		if err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func memberDir(dir string) string { return filepath.Join(dir, "member") }

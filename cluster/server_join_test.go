@@ -72,6 +72,7 @@ func (j *joining) promoted(t *testing.T, id MemberID) {
 
 // A join goes on wherever it was interrupted, as the same member.
 func TestJoinResumed(t *testing.T) {
+	t.Parallel()
 	j := newJoining(t)
 	_, err := StartServer(t.Context(), j.o)
 	wantErr(t, err, ErrNotMember, "etcd: not a member of etcd: cluster 00000000000000c1 has kept no place for node 00000000000000a2 at "+j.o.addr(j.o.PeerPort))
@@ -102,6 +103,7 @@ func TestJoinResumed(t *testing.T) {
 // Removed while it was stopped in the middle of its join, and added again: another
 // member, that begins anew.
 func TestJoinAnotherMember(t *testing.T) {
+	t.Parallel()
 	j := newJoining(t)
 	first := j.add(t)
 	startServer(t, j.o).Close()
@@ -119,6 +121,7 @@ func TestJoinAnotherMember(t *testing.T) {
 
 // A list of members that is out of date is noticed by etcd, and read again.
 func TestJoinMembersChange(t *testing.T) {
+	t.Parallel()
 	j := newJoining(t)
 	j.add(t)
 	stale, err := j.etcd.Members(t.Context())
@@ -144,6 +147,7 @@ func TestJoinMembersChange(t *testing.T) {
 // A member whose directory was lost must not start empty under its old number: with a vote or
 // without, refused before etcd would panic.
 func TestJoinWithoutItsRecords(t *testing.T) {
+	t.Parallel()
 	j := newJoining(t)
 	id := j.add(t)
 	s := startServer(t, j.o)
@@ -175,8 +179,24 @@ func TestJoinWithoutItsRecords(t *testing.T) {
 		` belongs to node 00000000000000a9: if that one is gone, remove it with "torus node remove"`)
 }
 
+// Two voters that stop at the same time don't wait for each other to take over.
+func TestServersCloseTogether(t *testing.T) {
+	t.Parallel()
+	j := newJoining(t)
+	id := j.add(t)
+	s := startServer(t, j.o)
+	j.promoted(t, id)
+	began := time.Now()
+	s.Close()
+	j.first.Close()
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("closed after %v", took)
+	}
+}
+
 // A directory that was to join does not go on alone, nor does it found.
 func TestJoinNeedsACluster(t *testing.T) {
+	t.Parallel()
 	j := newJoining(t)
 	if _, err := StartServer(t.Context(), j.o); !errors.Is(err, ErrNotMember) {
 		t.Fatal(err)
@@ -188,6 +208,7 @@ func TestJoinNeedsACluster(t *testing.T) {
 
 // A member that is removed while it runs says so, and its directory can be used again.
 func TestServerRemoved(t *testing.T) {
+	t.Parallel()
 	j := newJoining(t)
 	id := j.add(t)
 	s := startServer(t, j.o)

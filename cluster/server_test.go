@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,17 +22,31 @@ import (
 	"go.uber.org/zap"
 )
 
+// nextPort is where freePorts looks next: below the ports that Linux gives to outgoing
+// connections, which come and go, and never twice in a process.
+var nextPort = func() *atomic.Int64 {
+	n := new(atomic.Int64)
+	n.Store(10000 + rand.Int64N(20000))
+	return n
+}()
+
 // freePorts returns two ports that nobody listens on.
 func freePorts(t *testing.T) (int, int) {
 	t.Helper()
 	var ports [2]int
 	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+		for ports[i] == 0 {
+			port := 10000 + int(nextPort.Add(1)%20000)
+			l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
+			if errors.Is(err, syscall.EADDRINUSE) {
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Close() // held by nothing
+			ports[i] = port
 		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
 	return ports[0], ports[1]
 }
