@@ -1,7 +1,6 @@
 package volume_test
 
 import (
-	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -138,6 +137,3 @@ func (n *simNode) fence() store.Epoch {
 	}
 	return 0
 }
-
-// isDown reports whether err only says that nobody is there.
-func isDown(err error) bool { return errors.Is(err, errDown) }
