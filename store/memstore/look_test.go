@@ -17,7 +17,7 @@ func TestLook(t *testing.T) {
 		for i, want := range []store.Version{now, durable} {
 			seen := d.Look(layer, ps, i == 1)
 			if seen.Version != want || !seen.Known || (seen.Kind == store.Data) != (want != 0) || (seen.Data != nil) != (want != 0) {
-				t.Errorf("%s: durable %v: %+v, want version %v", when, i == 1, seen, want)
+				t.Errorf("%s: durable %v: known %v, %+v, %d bytes, want version %v", when, i == 1, seen.Known, seen.PageInfo, len(seen.Data), want)
 			}
 		}
 	}
