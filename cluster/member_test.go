@@ -498,3 +498,45 @@ func TestMembersChangePeerPort(t *testing.T) {
 	n3.writes("k2")
 	wantPair(t, n2.client, "k2", 0, "x")
 }
+
+// A node whose directory was lost says so and goes on without a member. Removed, and joined
+// anew at the same address, it has one again.
+func TestSeatOfLostDirectory(t *testing.T) {
+	t.Parallel()
+	n1 := newMachine(t, 1).found()
+	n2 := newMachine(t, 2).join(n1.client.Endpoints()...)
+	eventually(t, 20*time.Second, func() error { // known by its name, not only by its address
+		members, err := n1.client.Members(t.Context())
+		if err == nil && !slices.ContainsFunc(members, func(m Member) bool { return m.Node == 2 && m.Learner }) {
+			err = fmt.Errorf("%v", members)
+		}
+		return err
+	})
+	n2.kill()
+	if err := os.RemoveAll(n2.opts.Dir); err != nil {
+		t.Fatal(err)
+	}
+	n2.join(n1.client.Endpoints()...)
+	select {
+	case <-n2.seat.Failed():
+	case <-time.After(15 * time.Second):
+		t.Fatal("the seat has not failed")
+	}
+	if err := n2.seat.Err(); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), `remove the node with "torus node remove"`) {
+		t.Error(err)
+	}
+	n2.writes("k")
+	n1.unregister(2)
+	n2.kill()
+	again := newMachine(t, 5)
+	again.opts.ClientPort, again.opts.PeerPort = n2.opts.ClientPort, n2.opts.PeerPort
+	again.readdress()
+	again.join(n1.client.Endpoints()...)
+	n1.wantMembers(15*time.Second, "1 5-")
+	eventually(t, 10*time.Second, func() error {
+		if again.seat.Server() == nil {
+			return errors.New("runs no member")
+		}
+		return again.seat.Err()
+	})
+}

@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -242,4 +244,23 @@ func TestServerRemoved(t *testing.T) {
 		t.Error("closed, and says that it was removed")
 	default:
 	}
+}
+
+// A member listens on one address and is reached at another.
+func TestServerAdvertises(t *testing.T) {
+	t.Parallel()
+	o := testServerOptions(t)
+	o.Listen, o.Advertise, o.Insecure = netip.IPv4Unspecified(), netip.MustParseAddr("127.0.0.2"), true
+	s := startServer(t, o)
+	etcd := dialled(t, s.Endpoint())
+	members, err := etcd.Members(t.Context())
+	want := Member{ID: s.ID(), Node: o.Node, Peer: fmt.Sprint("127.0.0.2:", o.PeerPort), Client: fmt.Sprint("127.0.0.2:", o.ClientPort)}
+	if err != nil || len(members) != 1 || members[0] != want {
+		t.Errorf("%+v, %v, want %+v", members, err, want)
+	}
+	o.Insecure = false
+	s.Close()
+	_, err = StartServer(t.Context(), o)
+	wantErr(t, err, ErrInvalid, "etcd: invalid: listen address 0.0.0.0: connections are not encrypted yet: "+
+		"whoever can reach them can read and change all data, so any address but loopback needs --insecure")
 }
