@@ -3,6 +3,7 @@ package remote_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -148,4 +149,50 @@ func TestGivenUpAmidATransfer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGivenUpRequestsMakeRoom: neither those that the store holds up, once it
+// answers, nor those that waited for their turn take it from others.
+func TestGivenUpRequestsMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newPipedHost(t)
+		h.down()
+		h.opt.MaxInFlight = 2
+		h.up()
+		r := attach(t, h.client(one), epoch)
+		for range 3 {
+			h.inject("writes delay 2s")
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			var wg sync.WaitGroup
+			for i := range int64(10) {
+				wg.Go(func() {
+					if err := r.Write(ctx, layer, i*ps, page(i, 1), v(1), 0); !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("got error %v, want %v", err, context.DeadlineExceeded)
+					}
+				})
+			}
+			wg.Wait()
+			cancel()
+			h.faulty.Clear()
+			began := time.Now()
+			write(t, r, 20, 1)
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("took %v", took)
+			}
+		}
+		// Requests beyond the room there is wait their turn.
+		h.inject("writes delay 100ms")
+		var wg sync.WaitGroup
+		for i := range int64(20) {
+			wg.Go(func() {
+				if err := r.Write(t.Context(), layer, i*ps, page(i, 2), v(2), 0); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		for i := range int64(20) {
+			has(t, r, i, 2)
+		}
+	})
 }

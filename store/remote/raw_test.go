@@ -237,3 +237,21 @@ func TestNextConnectionWaitsForTheLast(t *testing.T) {
 		t.Fatalf("%+v, %v", a, err)
 	}
 }
+
+// TestEpochThatIsNotOnRecord: a request under an epoch that nobody attached
+// raises no fence.
+func TestEpochThatIsNotOnRecord(t *testing.T) {
+	_, faulty, incarnation, addr := rawServer(t, ServerOptions{})
+	c := dialRaw(t, addr, 1)
+	r := write4K(incarnation, 1)
+	r.epoch = 2
+	c.send(frame(r, make([]byte, 4096)))
+	if a, _, err := c.answer(); err != nil || a.errno != errnoFenced {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	for f, err := range faulty.Fences(t.Context()) {
+		if err != nil || f.Epoch != 1 {
+			t.Fatalf("fence %+v, %v", f, err)
+		}
+	}
+}

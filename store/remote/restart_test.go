@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"torus/store"
+	"torus/store/memstore"
 	"torus/store/remote"
 )
 
@@ -164,4 +165,14 @@ func TestDeadServerIsUnreachable(t *testing.T) {
 		t.Errorf("error %v doesn't say what was done to what", err)
 	}
 	t.Log(err)
+}
+
+// TestAnotherDisk at the same address is not what was attached to (N3).
+func TestAnotherDisk(t *testing.T) {
+	h := newHost(t)
+	r := attach(t, h.client(), epoch)
+	h.down()
+	h.disk = memstore.NewDisk(nil)
+	h.up()
+	fails(t, r.Sync(t.Context()), store.ErrIncarnation)
 }
