@@ -115,6 +115,23 @@ type Replica interface {
 	Stable(ctx context.Context, layer LayerID, stable, settled Version) error
 }
 
+// A Starter is a Replica whose writes can be under way without a goroutine that
+// waits for each: one on another node. Whoever writes to several copies spares
+// two switches of goroutines a copy (see package volume).
+type Starter interface {
+	Replica
+
+	// StartWrite begins a Write and returns. Unless it returns an error, Wait is
+	// to be called once, and p is the callee's until that has returned.
+	StartWrite(ctx context.Context, layer LayerID, off int64, p []byte, v Version, f Flags) (Started, error)
+}
+
+// Started is a write under way.
+type Started interface {
+	// Wait returns what Write would have returned.
+	Wait() error
+}
+
 // PageInfo says where one page of a read came from.
 type PageInfo struct {
 	Layer   LayerID // 0 where no layer of the chain has the page

@@ -210,6 +210,7 @@ func (v *Volume) fence(ctx context.Context, m *member) error {
 		return err
 	}
 	m.replica, m.now = r, Copy{Identity: st.Identity, Incarnation: r.Incarnation()}
+	m.starter, _ = r.(store.Starter)
 	return nil
 }
 

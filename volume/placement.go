@@ -13,6 +13,7 @@ import (
 type node struct {
 	id      ring.NodeID
 	replica store.Replica
+	starter store.Starter // replica, where that is one, or nil
 
 	answered atomic.Uint64 // writes answered that a sync must cover: all but FUA
 	synced   uint64        // answered, as of the last sync; the flusher's

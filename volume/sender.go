@@ -13,8 +13,9 @@ const maxCalls = 64
 
 // sender brings the pages of one write to all their copies: cut into runs with
 // the same copies, one call for each run and copy, up to maxCalls at a time. A
-// single call is made on the caller's goroutine; that, and senders being used
-// again, is why a write to one copy allocates nothing.
+// write to one copy in this process and to any number on other nodes needs no
+// goroutine but the caller's; that, and senders being used again, is why it
+// allocates nothing.
 type sender struct {
 	v       *Volume
 	version store.Version
@@ -33,7 +34,9 @@ type call struct {
 	run    int
 	off, n int64
 	p      []byte // nil: a hole
-	err    error
+
+	started store.Started // the answer is waited for; nil: it is not
+	err     error
 }
 
 var senders = sync.Pool{New: func() any { return new(sender) }}
@@ -105,17 +108,41 @@ func (s *sender) make() {
 	if len(s.calls) == 0 || s.fatal != nil {
 		return
 	}
-	for i := 1; i < len(s.calls); i++ {
-		s.wg.Add(1)
-		go s.doThenDone(&s.calls[i])
-	}
-	s.do(&s.calls[0]) // the nearest copy, often in this process
-	s.wg.Wait()
+	s.makeAll()
 	for first := 0; first < len(s.calls); {
 		first = s.judge(first)
 	}
 	clear(s.calls)
 	s.calls = s.calls[:0]
+}
+
+// makeAll makes the calls that wait and returns when all are answered. Those to
+// other nodes are begun first; then one is made on this goroutine, that to this
+// process's own store.
+func (s *sender) makeAll() {
+	var own *call
+	for i := range s.calls {
+		c := &s.calls[i]
+		switch {
+		case c.p != nil && c.node.starter != nil:
+			c.started, c.err = c.node.starter.StartWrite(s.v.ctx, s.v.chain[0], c.off, c.p, s.version, s.flags)
+		case own == nil:
+			own = c
+		default:
+			s.wg.Add(1)
+			go s.doThenDone(c)
+		}
+	}
+	if own != nil {
+		s.do(own)
+	}
+	for i := range s.calls {
+		if c := &s.calls[i]; c.started != nil {
+			c.err = c.started.Wait()
+			s.count(c)
+		}
+	}
+	s.wg.Wait()
 }
 
 func (s *sender) doThenDone(c *call) {
@@ -131,6 +158,11 @@ func (s *sender) do(c *call) {
 	} else {
 		c.err = c.node.replica.Write(v.ctx, v.chain[0], c.off, c.p, s.version, s.flags)
 	}
+	s.count(c)
+}
+
+// count notes a write that a sync of its node has to cover.
+func (s *sender) count(c *call) {
 	if c.err == nil && s.flags&store.FlagSync == 0 {
 		c.node.answered.Add(1) // before the write ends: a sync after that must find it
 	}

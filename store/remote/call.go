@@ -18,8 +18,13 @@ type call struct {
 	out     []byte // sent behind the header; the method's caller's
 	in      []byte // a read's pages go here; the method's caller's
 	info    []store.PageInfo
-	chain   []byte // reused for out
-	lane    *lane  // that it was sent on, if it was
+	chain   []byte  // reused for out
+	lane    *lane   // that it was sent on, if it was
+	conn    *conn   // that has it; nil: none
+	client  *Client // of a write that was started, with its context
+	ctx     context.Context
+
+	patience time.Time // when a patient call's time is over
 
 	// The answer.
 	body   []byte // reused
@@ -52,6 +57,7 @@ func (c *Client) getCall(o op) *call {
 
 func (c *Client) putCall(k *call) {
 	k.patient, k.out, k.in, k.info, k.lane, k.err = false, nil, nil, nil, nil, nil
+	k.client, k.ctx = nil, nil
 	c.calls.Put(k)
 }
 
@@ -61,37 +67,63 @@ var errBroken = errors.New("connection broken")
 // do sends k until it is answered, its time is over or ctx is done. Then no
 // connection touches its slices any more.
 func (c *Client) do(ctx context.Context, k *call) error {
-	k.remote = false // a list uses its call again
+	if err := c.begin(ctx, k); err != nil {
+		return err
+	}
+	return c.finish(ctx, k)
+}
+
+// begin sends k for the first time, if there is a connection. Unless it returns
+// an error finish is to be called.
+func (c *Client) begin(ctx context.Context, k *call) error {
+	k.remote, k.conn = false, nil // a list uses its call again
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if !c.enter() {
 		return store.ErrClosed
 	}
-	defer c.leave()
 	k.req.body = uint32(len(k.out))
 	if len(k.out) < sumLate {
 		k.req.bodySum = checksum(k.out)
 	}
 	k.lane = nil
 	k.timer.Reset(c.options.Timeout)
-	defer k.timer.Stop()
-	var patience time.Time
 	if k.patient {
-		patience = time.Now().Add(c.options.Patience)
+		k.patience = time.Now().Add(c.options.Patience)
 	}
+	if conn := c.pick(nil); conn != nil {
+		c.send(conn, k)
+	}
+	return nil
+}
+
+// send hands k over to a connection, unless that has ended.
+func (c *Client) send(conn *conn, k *call) {
+	if k.patient {
+		k.timer.Reset(time.Until(k.patience))
+	}
+	if conn.start(k) {
+		k.conn = conn
+	}
+}
+
+// finish waits for the answer to k, and sends it again when its connection breaks.
+func (c *Client) finish(ctx context.Context, k *call) error {
+	defer c.leave()
+	defer k.timer.Stop()
 	for {
-		conn, err := c.connection(ctx, k)
-		if err != nil {
-			return err
-		}
-		if k.patient {
-			k.timer.Reset(time.Until(patience))
-		}
-		if !conn.start(k) {
+		if k.conn == nil {
+			conn, err := c.connection(ctx, k)
+			if err != nil {
+				return err
+			}
+			c.send(conn, k)
 			continue
 		}
-		err = conn.wait(ctx, k)
+		conn := k.conn
+		k.conn = nil
+		err := conn.wait(ctx, k)
 		if !errors.Is(err, errBroken) {
 			return err
 		}
@@ -99,7 +131,7 @@ func (c *Client) do(ctx context.Context, k *call) error {
 		// connection is done with when the next one begins.
 		k.lane, k.remote = conn.lane, false
 		if k.patient {
-			k.timer.Reset(min(c.options.Timeout, time.Until(patience)))
+			k.timer.Reset(min(c.options.Timeout, time.Until(k.patience)))
 		}
 	}
 }

@@ -18,7 +18,7 @@ type replica struct {
 	incarnation store.Incarnation
 }
 
-var _ store.Replica = (*replica)(nil)
+var _ store.Starter = (*replica)(nil)
 
 // call returns one with the replica's names.
 func (r *replica) call(o op, layer store.LayerID) *call {
@@ -48,13 +48,35 @@ func checkIO(off int64, n int) error {
 
 // Write implements store.Replica.
 func (r *replica) Write(ctx context.Context, layer store.LayerID, off int64, p []byte, v store.Version, f store.Flags) error {
+	w, err := r.StartWrite(ctx, layer, off, p, v, f)
+	if err != nil {
+		return err
+	}
+	return w.Wait()
+}
+
+// StartWrite implements store.Starter.
+func (r *replica) StartWrite(ctx context.Context, layer store.LayerID, off int64, p []byte, v store.Version, f store.Flags) (store.Started, error) {
 	if err := checkIO(off, len(p)); err != nil {
-		return fail(opWrite, layer, off, err)
+		return nil, fail(opWrite, layer, off, err)
 	}
 	k := r.call(opWrite, layer)
-	defer r.client.putCall(k)
 	k.req.off, k.req.n, k.req.version, k.req.flags, k.out = off, int64(len(p)), v, uint8(f), p
-	return r.client.answered(k, off, r.client.do(ctx, k))
+	if err := r.client.begin(ctx, k); err != nil {
+		err = r.client.answered(k, off, err)
+		r.client.putCall(k)
+		return nil, err
+	}
+	k.client, k.ctx = r.client, ctx
+	return k, nil
+}
+
+// Wait implements store.Started.
+func (k *call) Wait() error {
+	c := k.client
+	err := c.answered(k, k.req.off, c.finish(k.ctx, k))
+	c.putCall(k)
+	return err
 }
 
 // wide is the length in bytes above which Zero and Adopt may have to look at
