@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,8 +24,14 @@ var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
 // TestTranscripts runs the scenarios in testdata/*.txt with the real program and
 // a real node, and compares what is printed. A scenario begins with a sentence
 // of why; then come lines "$ COMMAND" with the output after each, and "[exit N]"
-// where a command fails. A command that ends with " &" is a node: it runs until
-// "$ kill %1", and the commands that follow find it through TORUS_CLUSTER.
+// where a command fails. A command that ends with " &" is a node, or an exporter:
+// it runs until "$ kill %1", the second of them until "$ kill %2", or ends by
+// itself at "$ wait %2"; the commands that follow find the first node through
+// TORUS_CLUSTER. A line
+//
+//	# until: COMMAND shows N TEXT
+//
+// waits until the output of a command has a text N times.
 //
 // What differs from run to run is shown by what stands in mask.
 func TestTranscripts(t *testing.T) {
@@ -33,6 +41,7 @@ func TestTranscripts(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			t.Parallel() // most of it is waiting
 			b, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
@@ -66,19 +75,27 @@ func TestTranscripts(t *testing.T) {
 type session struct {
 	t       *testing.T
 	dir     string // where commands run
-	cluster string // API of the node, once there is one
-	api     string // the same, after the node has ended
-	node    *exec.Cmd
-	out     *bufio.Reader
+	cluster string // API of the first node, once there is one
+	apis    []string
+	jobs    []*job
 	text    strings.Builder
+}
+
+// A job is a command that runs in the background.
+type job struct {
+	cmd   *exec.Cmd
+	out   *bufio.Reader
+	ended bool
 }
 
 func newSession(t *testing.T) *session {
 	s := &session{t: t, dir: scratchDir(t), cluster: "127.0.0.1:1"} // where nobody listens
 	t.Cleanup(func() {
-		if s.node != nil {
-			_ = s.node.Process.Kill()
-			_ = s.node.Wait()
+		for _, j := range s.jobs {
+			if !j.ended {
+				_ = j.cmd.Process.Kill()
+				_ = j.cmd.Wait()
+			}
 		}
 	})
 	return s
@@ -89,16 +106,25 @@ func (s *session) run(script string) string {
 	why, _, _ := strings.Cut(script, "\n$ ")
 	s.text.WriteString(strings.TrimRight(why, "\n") + "\n\n")
 	for _, line := range strings.Split(script, "\n") {
+		if condition, ok := strings.CutPrefix(line, "# until: "); ok {
+			s.text.WriteString(line + "\n")
+			s.until(condition)
+		}
 		command, ok := strings.CutPrefix(line, "$ ")
 		if !ok {
 			continue
 		}
 		s.text.WriteString(line + "\n")
-		switch node, isNode := strings.CutSuffix(command, " &"); {
-		case isNode:
-			s.startNode(node)
-		case command == "kill %1":
-			s.stopNode()
+		background, isJob := strings.CutSuffix(command, " &")
+		killed, isKill := strings.CutPrefix(command, "kill %")
+		awaited, isWait := strings.CutPrefix(command, "wait %")
+		switch {
+		case isJob:
+			s.start(background)
+		case isKill:
+			s.kill(s.job(killed))
+		case isWait:
+			s.wait(s.job(awaited))
 		default:
 			s.command(command)
 		}
@@ -109,7 +135,7 @@ func (s *session) run(script string) string {
 // shell returns a command as a person types it. The environment stands for the
 // flags that keep parallel tests apart.
 func (s *session) shell(command string) *exec.Cmd {
-	cmd := exec.Command("sh", "-c", command)
+	cmd := exec.Command("sh", "-c", s.unmask(command))
 	cmd.Dir = s.dir
 	cmd.Env = []string{
 		"PATH=" + filepath.Dir(torus(s.t)) + ":" + os.Getenv("PATH"), "HOME=" + s.dir, "TMPDIR=" + s.dir,
@@ -121,7 +147,38 @@ func (s *session) shell(command string) *exec.Cmd {
 	if strings.Contains(command, "torus dev") && !strings.Contains(command, "--nbd") {
 		cmd.Env = append(cmd.Env, "TORUS_NBD=127.0.0.1:0")
 	}
+	if strings.Contains(command, "nbd serve") && !strings.Contains(command, "--listen") && !strings.Contains(command, "--socket") {
+		cmd.Env = append(cmd.Env, "TORUS_LISTEN=127.0.0.1:0")
+	}
 	return cmd
+}
+
+// until waits for a condition: COMMAND shows N TEXT.
+func (s *session) until(condition string) {
+	command, shown, _ := strings.Cut(condition, " shows ")
+	number, text, _ := strings.Cut(shown, " ")
+	want, err := strconv.Atoi(number)
+	if err != nil || text == "" {
+		s.t.Fatalf("%q: want COMMAND shows N TEXT", condition)
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		out, err := s.shell(command).CombinedOutput()
+		if err == nil && strings.Count(string(out), text) == want { // it may fail meanwhile
+			return
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("waited %v until %s; now it shows, %v:\n%s", patience, condition, err, out)
+		}
+	}
+}
+
+// job finds a background command by its number, from 1.
+func (s *session) job(number string) *job {
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 1 || n > len(s.jobs) || s.jobs[n-1].ended {
+		s.t.Fatalf("%%%s: no such job runs", number)
+	}
+	return s.jobs[n-1]
 }
 
 // command runs one command to its end.
@@ -134,61 +191,101 @@ func (s *session) command(command string) {
 	}
 }
 
-// startNode runs a node up to the last line of its banner.
-func (s *session) startNode(command string) {
-	s.node = s.shell("exec " + command)
-	s.node.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := s.node.StdoutPipe()
+// start runs a command in the background, up to the last line of its banner.
+func (s *session) start(command string) {
+	cmd := s.shell("exec " + command)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.node.Stderr = s.node.Stdout // one stream, as on a terminal
-	if err := s.node.Start(); err != nil {
+	cmd.Stderr = cmd.Stdout // one stream, as on a terminal
+	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	s.out = bufio.NewReader(out)
-	timeout := time.AfterFunc(patience, func() { _ = s.node.Process.Kill() })
+	j := &job{cmd: cmd, out: bufio.NewReader(out)}
+	for len(s.jobs) > 0 && s.jobs[len(s.jobs)-1].ended { // numbers are given again, as a shell does
+		s.jobs = s.jobs[:len(s.jobs)-1]
+	}
+	s.jobs = append(s.jobs, j)
+	timeout := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 	defer timeout.Stop()
 	var banner strings.Builder
 	for line := ""; line != "Ctrl-C stops it.\n"; banner.WriteString(line) {
-		if line, err = s.out.ReadString('\n'); err != nil {
+		if line, err = j.out.ReadString('\n'); err != nil {
 			s.t.Fatalf("%s: %v\n%s%s", command, err, &banner, line)
 		}
 		if api, ok := strings.CutPrefix(strings.TrimSpace(line), "API"); ok {
-			s.cluster = strings.TrimSpace(api)
-			s.api = s.cluster
+			s.serves(strings.TrimSpace(api))
 		}
 	}
 	s.print(banner.String())
 }
 
-// stopNode stops it cleanly.
-func (s *session) stopNode() {
-	if err := s.node.Process.Signal(syscall.SIGTERM); err != nil {
+// serves takes note of where a node answers; one that runs again does so where it
+// did.
+func (s *session) serves(api string) {
+	if !slices.Contains(s.apis, api) {
+		s.apis = append(s.apis, api)
+	}
+	s.cluster = s.apis[0]
+}
+
+// kill stops a job cleanly.
+func (s *session) kill(j *job) {
+	if err := j.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		s.t.Fatal(err)
 	}
-	rest, err := io.ReadAll(s.out)
+	s.wait(j)
+}
+
+// wait prints what a job still says until it has ended.
+func (s *session) wait(j *job) {
+	timeout := time.AfterFunc(patience, func() { _ = j.cmd.Process.Kill() })
+	defer timeout.Stop()
+	rest, err := io.ReadAll(j.out)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.print(string(rest))
-	if err := s.node.Wait(); err != nil {
-		fmt.Fprintf(&s.text, "[%v]\n", err)
+	j.ended = true
+	_ = j.cmd.Wait() // its error is the exit code
+	if state := j.cmd.ProcessState; state.ExitCode() > 0 {
+		fmt.Fprintf(&s.text, "[exit %d]\n", state.ExitCode())
+	} else if !state.Success() {
+		fmt.Fprintf(&s.text, "[%v]\n", state)
 	}
-	s.node = nil
+}
+
+// ports calls f with each address of a node, and with what stands for it: the
+// ports of the first, P to P+3, become 17480 to 17483, those of the second 17490
+// and so on: as many digits.
+func (s *session) ports(f func(real, shown string)) {
+	for n, api := range s.apis {
+		host, port, _ := strings.Cut(api, ":")
+		p, err := strconv.Atoi(port)
+		if err != nil {
+			s.t.Fatalf("API %q: %v", api, err)
+		}
+		for i := range 4 {
+			f(fmt.Sprintf("%s:%d", host, p+i), fmt.Sprintf("%s:%d", host, 17480+10*n+i))
+		}
+	}
+}
+
+// unmask puts the addresses of the nodes into a command.
+func (s *session) unmask(command string) string {
+	var pairs []string
+	s.ports(func(real, shown string) { pairs = append(pairs, shown, real) })
+	return strings.NewReplacer(pairs...).Replace(command)
 }
 
 // print adds output, masked.
 func (s *session) print(out string) {
 	out = strings.ReplaceAll(out, s.dir, "/home/you")
-	if host, port, ok := strings.Cut(s.api, ":"); ok {
-		// The node's ports, P to P+3, become 17480 to 17483: as many digits.
-		var p int
-		fmt.Sscan(port, &p)
-		for i := range 4 {
-			out = strings.ReplaceAll(out, fmt.Sprintf("%s:%d", host, p+i), fmt.Sprintf("%s:%d", host, 17480+i))
-		}
-	}
+	var pairs []string
+	s.ports(func(real, shown string) { pairs = append(pairs, real, shown) })
+	out = strings.NewReplacer(pairs...).Replace(out)
 	for _, m := range mask {
 		out = m.expr.ReplaceAllString(out, m.by)
 	}
@@ -203,16 +300,21 @@ var mask = []struct {
 	expr *regexp.Regexp
 	by   string
 }{
-	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "0123456789abcdef"}, // IDs
-	{regexp.MustCompile(`Still starting .*\n`), ""},              // a slow machine
+	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "0123456789abcdef"},                                    // IDs
+	{regexp.MustCompile(`Still starting .*\n`), ""},                                                 // a slow machine
+	{regexp.MustCompile(`time=\S+ level=ERROR msg="(volume stopped|attachment ended)[^\n]*\n`), ""}, // said at the end as well
 	{regexp.MustCompile(`\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`), "2026-01-02T03:04:05Z"},
+	{regexp.MustCompile(`process \d+( on [\w.-]+)`), "process 4242 on HOST"},
 	{regexp.MustCompile(`process \d+`), "process 4242"},
 	{regexp.MustCompile(`in use by another process \(\d+\)`), "in use by another process (4242)"},
 	{regexp.MustCompile(`with port \d{5}`), "with port 17480"},
 	{regexp.MustCompile(`torus-dev-\d+`), "torus-dev-1234567890"},
 	{regexp.MustCompile(`nbd://127\.0\.0\.1:(3[2-9]|[4-6]\d)\d\d\d\b`), "nbd://127.0.0.1:10809"}, // a port that the kernel chose
 	{regexp.MustCompile(`(NBD +)127\.0\.0\.1:(3[2-9]|[4-6]\d)\d\d\d\b`), "${1}127.0.0.1:10809"},
-	{regexp.MustCompile(`\d\d\d MiB(  +10 GiB)`), "### MiB$1"}, // segments made ahead
+	{regexp.MustCompile(`\b(\d+(\.\d)? [KMG]iB|0 B) +(10 GiB)`), "### MiB  $3"}, // segments made ahead
+	{regexp.MustCompile(`[\d.]+ \S+ on disk`), "### MiB on disk"},
+	{regexp.MustCompile(`(etcd +)127\.0\.0\.1:\d{5}(, 127\.0\.0\.1:\d{5})*`), "${1}127.0.0.1:17482"}, // as many as have joined by then
+	{regexp.MustCompile(`"torus join 127\.0\.0\.1:\d{5}"`), `"torus join 127.0.0.1:17480"`},          // any node
 	{regexp.MustCompile(`at \d+ is corrupt: segment [0-9a-f]+ block \d+: .*`), "at 73728 is corrupt: ..."},
 	{regexp.MustCompile(`torus \S+, go\S+, \S+`), "torus VERSION, GO, PLATFORM"},
 	{regexp.MustCompile(`"host": ".*"`), `"host": "HOST"`},

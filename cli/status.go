@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 	"time"
 
 	"torus/cluster"
@@ -69,7 +70,11 @@ func (a *app) watchStatus(ctx context.Context, r records) error {
 			if err := a.printTo(&page, view, view.write); err != nil {
 				return err
 			}
-			if _, err := page.WriteTo(a.stdout); err != nil {
+			_, err := page.WriteTo(a.stdout)
+			if errors.Is(err, syscall.EPIPE) {
+				return nil // whoever read it has seen enough
+			}
+			if err != nil {
 				return err
 			}
 		}
