@@ -65,8 +65,9 @@ func (h fatalHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	runtime.Goexit()
 }
 
-// slogCore is a zapcore.Core over slog. etcd's "info" is detail to an operator
-// of Torus: it becomes debug.
+// slogCore is a zapcore.Core over slog. etcd's "info" is detail to an operator of
+// Torus: it becomes debug. So does "warn", of which a member whose peer is away
+// writes several lines a second; status says which node does not answer.
 type slogCore struct {
 	log    *serverLog
 	fields []zapcore.Field
@@ -74,7 +75,7 @@ type slogCore struct {
 
 var slogLevels = map[zapcore.Level]slog.Level{
 	zapcore.DebugLevel: slog.LevelDebug - 4, zapcore.InfoLevel: slog.LevelDebug,
-	zapcore.WarnLevel: slog.LevelWarn, zapcore.ErrorLevel: slog.LevelError,
+	zapcore.WarnLevel: slog.LevelDebug, zapcore.ErrorLevel: slog.LevelWarn,
 	zapcore.DPanicLevel: slog.LevelError, zapcore.PanicLevel: slog.LevelError, zapcore.FatalLevel: slog.LevelError,
 }
 
@@ -102,33 +103,13 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	for _, f := range append(c.fields[:len(c.fields):len(c.fields)], fields...) {
 		f.AddTo(enc)
 	}
-	level := slogLevels[e.Level]
-	if harmless(e.Message, enc.Fields) {
-		level = slog.LevelDebug
-	}
 	attrs := make([]slog.Attr, 0, len(enc.Fields))
 	for k, v := range enc.Fields {
 		attrs = append(attrs, slog.Any(k, v))
 	}
 	slices.SortFunc(attrs, func(a, b slog.Attr) int { return strings.Compare(a.Key, b.Key) })
-	c.log.to.LogAttrs(context.Background(), level, e.Message, attrs...)
+	c.log.to.LogAttrs(context.Background(), slogLevels[e.Level], e.Message, attrs...)
 	return nil
-}
-
-// harmless reports whether a warning is of what was chosen on purpose (one port
-// for all clients, no passwords), or of what etcd settles by itself while it starts:
-// it looks for its storage version before it has written it, and waits with its
-// election for its own membership.
-func harmless(message string, fields map[string]any) bool {
-	switch message {
-	case "simple token is not cryptographically signed",
-		"Running http and grpc server on single port. This is not recommended for production.",
-		"Failed to detect storage schema version. Please wait till wal snapshot before upgrading cluster.":
-		return true
-	}
-	text, _ := fields["error"].(string)
-	return strings.HasSuffix(text, "missing term information") ||
-		strings.HasSuffix(message, "since there are still pending configuration changes to apply")
 }
 
 // Sync implements zapcore.Core.

@@ -282,21 +282,6 @@ func TestServerFoundsAgain(t *testing.T) {
 	}
 }
 
-// What etcd warns of while it starts, and settles by itself, is no warning.
-func TestServerLogHarmless(t *testing.T) {
-	var out lockedBuffer
-	log := newServerLog(slog.New(slog.NewTextHandler(&out, nil)), func() {}).zap()
-	log.Warn("00000000000000a1 cannot campaign at term 1 since there are still pending configuration changes to apply")
-	log.Warn("Failed to detect storage schema version. Please wait till wal snapshot before upgrading cluster.")
-	if out.String() != "" {
-		t.Errorf("logged: %s", out.String())
-	}
-	log.Warn("apply request took too long")
-	if !strings.Contains(out.String(), `level=WARN msg="apply request took too long"`) {
-		t.Errorf("logged: %s", out.String())
-	}
-}
-
 // The directory as a kill -9 leaves it, copied under a running member: what was
 // committed is there.
 func TestServerAfterKill(t *testing.T) {

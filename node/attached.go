@@ -46,12 +46,33 @@ func (n *Node) attach(ctx context.Context, name string) (*attached, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := n.openAttached(ctx, att)
+	opening, end := untilLost(ctx, att)
+	a, err := n.openAttached(opening, att)
+	end()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", name, err), n.detach(att, false))
 	}
 	n.log.Info("volume attached", "volume", name, "epoch", att.Epoch, "clean", att.Volume.Clean)
 	return a, nil
+}
+
+// untilLost returns a context that ends with the attachment too, as opening tries
+// on for as long as nodes don't answer. end is to be called.
+func untilLost(ctx context.Context, att *cluster.Attachment) (lost context.Context, end func()) {
+	lost, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-att.Lost():
+			cancel(att.Err())
+		case <-lost.Done():
+		}
+	}()
+	return lost, func() {
+		cancel(nil)
+		<-ended
+	}
 }
 
 // forces reports whether a volume is to be taken from whoever holds it: once,
