@@ -58,6 +58,33 @@ func TestDialFindsVoters(t *testing.T) {
 	wantPair(t, etcd, "k", 0, "x")
 }
 
+// A learner refuses what a KV asks, and nothing is left unknown by that; whether it has
+// started it says before etcd's list of members does.
+func TestDialLearner(t *testing.T) {
+	t.Parallel()
+	j := newJoining(t)
+	id := j.add(t)
+	learner := startServer(t, j.o)
+	_, err := dialled(t, learner.Endpoint()).Commit(t.Context(), Txn{Then: []Op{put("k", "x")}})
+	if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnknown) {
+		t.Errorf("commit: %v", err)
+	}
+	eventually(t, 5*time.Second, func() error {
+		if !j.etcd.reachable(t.Context(), learner.Endpoint(), id) {
+			return errors.New("not reachable")
+		}
+		return nil
+	})
+	if j.etcd.reachable(t.Context(), learner.Endpoint(), id+1) || j.etcd.reachable(t.Context(), j.first.Endpoint(), id) {
+		t.Error("taken for another member")
+	}
+	learner.Close()
+	began := time.Now()
+	if j.etcd.reachable(t.Context(), learner.Endpoint(), id) || time.Since(began) > reachTimeout+time.Second {
+		t.Errorf("closed, and reachable, or asked for %v", time.Since(began))
+	}
+}
+
 // What KeepEndpoints writes, KnownEndpoints reads, unless it is another cluster's or too new.
 func TestKnownEndpoints(t *testing.T) {
 	dir := t.TempDir() + "/etcd"
