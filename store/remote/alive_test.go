@@ -257,3 +257,25 @@ func TestCloseIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestClientGoesSilent: the server gives its connection up, and what it holds.
+func TestClientGoesSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newPipedHost(t)
+		nc, err := h.pipes.dial(t.Context(), "")
+		ok(t, err)
+		defer nc.Close()
+		began := time.Now()
+		go nc.Write(rawHello(1, cluster, node))
+		for p := make([]byte, 1000); err == nil; {
+			_, err = nc.Read(p)
+		}
+		if took := time.Since(began); took < 5*time.Second || took > 15*time.Second {
+			t.Errorf("ended after %v", took)
+		}
+		synctest.Wait()
+		if n := h.server.Stats().Connections; n != 0 {
+			t.Errorf("%d connections are left", n)
+		}
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"torus/store"
@@ -254,4 +255,33 @@ func TestEpochThatIsNotOnRecord(t *testing.T) {
 			t.Fatalf("fence %+v, %v", f, err)
 		}
 	}
+}
+
+// TestClientReadsNoAnswers, though it sends signs of life: the server does not
+// hold its requests for ever.
+func TestClientReadsNoAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewServer(ServerOptions{Store: memstore.New(), Cluster: "c", Node: 1})
+		l := &onePipe{conns: make(chan net.Conn, 1), closed: make(chan struct{})}
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(l) }()
+		near, far := net.Pipe()
+		l.conns <- far
+		own := hello{version: protocolVersion, node: 1, session: 9, cluster: "c"}
+		if _, err := greet(near, &own, "", time.Second); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		var err error
+		for id := uint64(1); err == nil; id++ {
+			_, err = near.Write(frame(request{op: opAlive, id: id}, nil))
+			time.Sleep(beat)
+		}
+		if took := time.Since(began); took < 20*time.Second || took > time.Minute {
+			t.Errorf("ended after %v", took)
+		}
+		if err := errors.Join(s.Close(), <-served); err != nil {
+			t.Error(err)
+		}
+	})
 }
