@@ -32,7 +32,6 @@ import (
 //
 //	rule                                                        failing seeds
 //	I1/N1  a node refuses lower epochs                            42 of 150
-//	N1     the fence survives a power cut                          1 of 150
 //	N2     every request names the incarnation                    20 of 150
 //	N2     ErrIncarnation ends the attachment                     14 of 150
 //	N4/I2  a write applies where its version is higher           149 of 150
@@ -55,11 +54,23 @@ import (
 //	I4     acknowledged when all have answered                    68 of 150
 //	       a write that some copies refused ends the attachment    6 of 150
 //	stable below every write in flight                           110 of 150
-//	stable taken before the sync                                   1 of 150
 //	I3     a flush covers what was answered before it began       94 of 150
 //	I3     on every copy                                         150 of 150
 //	I3     and its failure is one                                  8 of 150
+//	I3     a FUA write is durable                                100 of 100
+//	I3     a node with unsynced writes is synced                 100 of 100
+//	stable not above a failed write with FUA                       1 of 100
+//	       what a failed write applied is synced too              10 of 100
 //	       a merge waits for all lower versions                   86 of 120
+//	       each attachment has an epoch of its own               100 of 100
+//
+// Not surely found (none or one or two of 150, so ask for more seeds): that the
+// fence survives a power cut, that the mark is taken before the sync, that the
+// records are guarded by the epoch, that a commit of unknown outcome isn't taken
+// for done, that stable is told only after Serving. Not findable as long as an
+// attach needs every node: which copies have their recorded incarnation, that a
+// fenced reader asks no other copy; nor, while epochs grow, that a used one is
+// refused.
 func TestSimulation(t *testing.T) {
 	first, count := uint64(1), uint64(60)
 	switch {
