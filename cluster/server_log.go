@@ -108,7 +108,11 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		attrs = append(attrs, slog.Any(k, v))
 	}
 	slices.SortFunc(attrs, func(a, b slog.Attr) int { return strings.Compare(a.Key, b.Key) })
-	c.log.to.LogAttrs(context.Background(), slogLevels[e.Level], e.Message, attrs...)
+	level := slogLevels[e.Level]
+	if text, _ := enc.Fields["error"].(string); strings.HasSuffix(text, "missing term information") {
+		level = slog.LevelDebug // it looks for its storage version before it has written it
+	}
+	c.log.to.LogAttrs(context.Background(), level, e.Message, attrs...)
 	return nil
 }
 
