@@ -62,12 +62,13 @@ import (
 //	stable not above a failed write with FUA                       1 of 100
 //	       what a failed write applied is synced too              10 of 100
 //	       a merge waits for all lower versions                   86 of 120
+//	       transactions of the holder are guarded by the epoch     2 of 100
 //	       each attachment has an epoch of its own               100 of 100
 //
 // Not surely found (none or one or two of 150, so ask for more seeds): that the
-// fence survives a power cut, that the mark is taken before the sync, that the
-// records are guarded by the epoch, that a commit of unknown outcome isn't taken
-// for done, that stable is told only after Serving. Not findable as long as an
+// fence survives a power cut, that the mark is taken before the sync, that a
+// commit of unknown outcome isn't taken for done, that stable is told only after
+// Serving. Not findable as long as an
 // attach needs every node: which copies have their recorded incarnation, that a
 // fenced reader asks no other copy; nor, while epochs grow, that a used one is
 // refused.
