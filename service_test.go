@@ -137,7 +137,7 @@ func TestPortInUse(t *testing.T) {
 	}
 	startDev(t, dir).stop()
 	out = refused(t, 4, torus(t), "dev", "--port", "0", "--nbd", p.running.NBD[0])
-	want = fmt.Sprintf("torus: NBD on %s: bind: address already in use: choose another address with --nbd\n", p.running.NBD[0])
+	want = fmt.Sprintf("torus: NBD on %s: bind: address already in use: choose another address\n", p.running.NBD[0])
 	if out != want {
 		t.Errorf("it said\n%swant\n%s", out, want)
 	}

@@ -22,6 +22,7 @@ import (
 //	/torus/volumes/NAME        1       id, size, lineage, head, clean, epoch, created
 //	/torus/layers/LAYER        1       lineage, parent, sealed, deleted, forget, pending
 //	/torus/attachments/VOLUME  1       epoch, holder, purpose, since (lease)
+//	/torus/keeper              1       node, doing, since (lease)
 //	/torus/incarnations/VOLUME/NODE 1  identity, incarnation
 const (
 	keyRoot         = "/torus/"

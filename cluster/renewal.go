@@ -71,7 +71,7 @@ func (a *Attachment) renewed() (Lease, time.Duration) {
 
 // Renew renews the lease once. If it has run out, but nobody has attached the
 // volume since, the attachment goes on under a new one with the same epoch.
-// ErrLost if somebody has. Any other error leaves things as they are.
+// ErrLost if somebody has, or has taken it by force. Any other error leaves things as they are.
 func (a *Attachment) Renew(ctx context.Context) error {
 	a.calls.Lock()
 	defer a.calls.Unlock()
@@ -86,9 +86,18 @@ func (a *Attachment) Renew(ctx context.Context) error {
 	}
 	if err == nil {
 		a.renewedAt(lease, sent)
+		err = a.stillOurs(ctx)
 	}
 	a.Held()
-	return about(volumeNamed(a.nameNow()), err)
+	return a.failed(err)
+}
+
+// stillOurs looks whether the volume was taken by force, which leaves our lease
+// alone: without requests nobody else would tell.
+func (a *Attachment) stillOurs(ctx context.Context) error {
+	t := &tx{c: a.c, reads: map[string]Revision{}}
+	_, err := a.own(ctx, t)
+	return err
 }
 
 func (a *Attachment) renewedAt(lease Lease, sent time.Duration) {

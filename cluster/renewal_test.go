@@ -163,3 +163,26 @@ func TestWorthTelling(t *testing.T) {
 		}
 	}
 }
+
+// A holder whose volume was taken by force hears of it when it renews, though
+// its own lease lives.
+func TestRenewAfterForce(t *testing.T) {
+	b := newBench(t, 2)
+	b.create(t, "vol1", 1)
+	a := b.attach(t, "vol1", holder(1))
+	if err := a.Serving(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Attach(t.Context(), "vol1", holder(2), AttachOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, a.Renew(t.Context()), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
+	select {
+	case <-a.Lost():
+	default:
+		t.Error("the attachment is not over")
+	}
+}

@@ -56,7 +56,7 @@ func (n *Node) listenNBD() ([]net.Listener, error) {
 	for _, addr := range n.settings.NBD.Listen {
 		l, err := nbd.Listen(addr, socketMode)
 		if err != nil {
-			return ls, fmt.Errorf("NBD on %s: %w: choose another address with --nbd", addr, cause(err))
+			return ls, fmt.Errorf("NBD on %s: %w: choose another address", addr, cause(err))
 		}
 		ls = append(ls, l)
 	}

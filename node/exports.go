@@ -68,7 +68,7 @@ func (x *exports) List(ctx context.Context) ([]nbd.ExportInfo, error) {
 	infos := make([]nbd.ExportInfo, 0, len(vols))
 	for _, v := range vols {
 		if x.has(v.Name) {
-			infos = append(infos, exportInfo(v))
+			infos = append(infos, x.info(v))
 		}
 	}
 	return infos, nil
@@ -80,11 +80,11 @@ func (x *exports) Info(ctx context.Context, name string) (nbd.ExportInfo, error)
 	if err != nil {
 		return nbd.ExportInfo{}, err
 	}
-	return exportInfo(v), nil
+	return x.info(v), nil
 }
 
-func exportInfo(v cluster.VolumeInfo) nbd.ExportInfo {
-	return nbd.ExportInfo{Name: v.Name, Description: "Torus volume " + v.ID.String(), Size: v.Size}
+func (x *exports) info(v cluster.VolumeInfo) nbd.ExportInfo {
+	return nbd.ExportInfo{Name: v.Name, Description: "Torus volume " + v.ID.String(), Size: v.Size, ReadOnly: x.node.readOnly}
 }
 
 // has reports whether a volume with this name would be exported.

@@ -16,22 +16,24 @@ const keepRetry = time.Second
 // copies stopped answering or were started again, it is attached once more.
 // attached is called each time it is. The error says why it can't be kept:
 // somebody else has it, or it is gone. What else fails is tried again for ever, as
-// the nodes that are missing may be about to start.
+// the nodes that are missing may be about to start; so is, if this process exports
+// other volumes too, one that was taken away.
 func (x *exports) keep(ctx context.Context, name string, attached func()) error {
-	said := ""
+	said, had := "", false
 	for ctx.Err() == nil {
 		e, leave, err := x.hold(ctx, name)
 		switch {
 		case err == nil:
 			attached()
-			said = ""
+			said, had = "", true
 			select {
 			case <-e.gone:
 			case <-ctx.Done():
 			}
 			leave()
 			continue
-		case errors.Is(err, cluster.ErrBusy), errors.Is(err, nbd.ErrNotFound), errors.Is(err, nbd.ErrShutdown):
+		case errors.Is(err, cluster.ErrBusy) && (!had || len(x.only) == 1),
+			errors.Is(err, nbd.ErrNotFound), errors.Is(err, nbd.ErrShutdown):
 			return err
 		}
 		if text := err.Error(); text != said && ctx.Err() == nil {

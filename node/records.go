@@ -4,16 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"torus/cluster"
 )
-
-// hasMember reports whether an etcd member runs, or ran, in the data directory.
-func (n *Node) hasMember() bool { return exists(filepath.Join(etcdDir(n.dir), "torus.json")) }
 
 // serverOptions are those of a member on this node.
 func (n *Node) serverOptions() cluster.ServerOptions {
@@ -28,17 +24,41 @@ func (n *Node) serverOptions() cluster.ServerOptions {
 // was a member when it ran last. The others are made members later, if at all.
 func (n *Node) startMember(ctx context.Context) (err error) {
 	founds := len(n.settings.Join) == 0
+	has, err := cluster.HasMember(etcdDir(n.dir))
 	switch {
-	case !founds && !n.hasMember():
+	case err != nil:
+		return err
+	case !founds && !has:
 		return nil
-	case founds && n.settings.Founded && !n.hasMember():
+	case founds && n.settings.Founded && !has:
 		return fmt.Errorf("directory %s: the records of cluster %s were here and are gone", etcdDir(n.dir), n.settings.Cluster)
 	}
 	if n.member, err = cluster.StartServer(ctx, n.serverOptions()); err != nil {
-		return err
+		return n.orRemoved(ctx, err)
 	}
 	n.started("etcd", n.member.Close)
 	return nil
+}
+
+// orRemoved returns why a member does not start: that the node was removed, if
+// the others say so.
+func (n *Node) orRemoved(ctx context.Context, cause error) error {
+	if !n.settings.Registered || len(n.settings.Join) == 0 || ctx.Err() != nil {
+		return cause
+	}
+	kv, err := cluster.Dial(n.settings.Join)
+	if err != nil {
+		return cause
+	}
+	defer kv.Close()
+	c, err := cluster.Open(ctx, kv, n.settings.Cluster, cluster.Options{Patience: askTimeout})
+	if err != nil {
+		return cause
+	}
+	if there, err := c.Registered(ctx, n.settings.ID); err != nil || there {
+		return cause
+	}
+	return n.removed()
 }
 
 // openCluster opens the records, or writes the first one.

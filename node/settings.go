@@ -148,8 +148,12 @@ func (s Settings) checkAddresses() error {
 				"owns all data: keep to a loopback address, or accept that in a network of your own with --insecure", ErrSettings, ip)
 		}
 	}
-	if s.Advertise.IsValid() && s.Advertise.IsUnspecified() || !s.Advertise.IsValid() && s.Listen.IsUnspecified() {
-		return fmt.Errorf("%w: address %v says nothing to other nodes: name the one that they reach with --advertise", ErrSettings, s.Listen)
+	told := s.Listen
+	if s.Advertise.IsValid() {
+		told = s.Advertise
+	}
+	if told.IsUnspecified() {
+		return fmt.Errorf("%w: address %v says nothing to other nodes: name the one that they reach with --advertise", ErrSettings, told)
 	}
 	return nil
 }

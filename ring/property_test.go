@@ -173,7 +173,7 @@ func (c *testCluster) checkMoved(t *testing.T, from, to *Ring, change string) {
 }
 
 func TestRandomClusters(t *testing.T) {
-	for seed := range seeds(10, 300) {
+	for seed := range seeds(10, 60) {
 		c := randomCluster(seed, 3, 200)
 		from := c.ring(t, nil)
 		for range 3 { // what one change leaves behind, the next finds
@@ -186,7 +186,7 @@ func TestRandomClusters(t *testing.T) {
 }
 
 func TestSmallClustersMoveTheLeast(t *testing.T) {
-	for seed := range seeds(16, 600) {
+	for seed := range seeds(16, 120) {
 		c := randomCluster(seed, 3, 9)
 		from := c.ring(t, nil)
 		change := c.change()
@@ -203,7 +203,7 @@ func TestSmallClustersMoveTheLeast(t *testing.T) {
 
 // Whatever the change, rules and balance hold: zones, hosts, copies, and many nodes at once.
 func TestAnyChangeKeepsTheRules(t *testing.T) {
-	for seed := range seeds(12, 300) {
+	for seed := range seeds(12, 60) {
 		c := randomCluster(seed, 3, 60)
 		r := c.ring(t, nil)
 		for range 3 {

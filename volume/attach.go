@@ -26,6 +26,7 @@ func (v *Volume) attach(ctx context.Context, o Options) error {
 	var found Found
 	for pause := attachPause; ; pause = min(2*pause, maxAttachPause) {
 		err := v.reach(ctx, o, &found)
+		v.adopted = found.Repaired > 0
 		if err == nil {
 			return v.record(ctx, o, found)
 		}

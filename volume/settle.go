@@ -139,12 +139,19 @@ func (v *Volume) settleFrom(bytes int64) error {
 }
 
 // tell tells all nodes the stable mark. It is the settled mark as well, as
-// nothing is stale. A node that misses it keeps more than it needs, which the
-// next mark mends.
+// nothing is stale, unless this attachment began with adopting: a late copy of an
+// Adopt is not held back by the stable mark as a write is (N4), and would bring
+// back what a hole hid that was forgotten since (I7). The fence of the next
+// attachment ends it. A node that misses a mark keeps more than it needs, which
+// the next one mends.
 func (v *Volume) tell(mark store.Version) error {
+	settled := mark
+	if v.adopted {
+		settled = 0
+	}
 	nodes := v.place.nodes
 	parallel(len(nodes), maxCalls, func(i int) {
-		err := nodes[i].replica.Stable(v.ctx, v.chain[0], mark, mark)
+		err := nodes[i].replica.Stable(v.ctx, v.chain[0], mark, settled)
 		switch {
 		case err == nil:
 		case fatal(err):

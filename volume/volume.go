@@ -89,6 +89,7 @@ type Volume struct {
 	chain    []store.LayerID
 	size     int64
 	readOnly bool
+	adopted  bool // opening brought pages to copies; see tell
 	log      *slog.Logger
 	place    placement
 
