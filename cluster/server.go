@@ -150,14 +150,16 @@ func (s *Server) becomeLeader(ctx context.Context) error {
 	return nil
 }
 
-// onlyVoter reports whether the member needs nobody else to serve.
+// onlyVoter reports whether the member needs nobody else to serve, as far as it has
+// applied its own membership: before, nobody is listed, not even itself (and etcd's
+// own IsLearner panics).
 func (s *Server) onlyVoter() bool {
 	for _, m := range s.etcd.Server.Cluster().Members() {
-		if !m.IsLearner && m.ID != s.etcd.Server.MemberID() {
+		if m.IsLearner == (m.ID == s.etcd.Server.MemberID()) {
 			return false
 		}
 	}
-	return !s.etcd.Server.IsLearner()
+	return true
 }
 
 // watchRemoval closes removed when etcd stops although nobody closed it. It may
