@@ -131,8 +131,8 @@ func TestPortInUse(t *testing.T) {
 	}
 	// Nothing is written: with another port the directory is as good as new.
 	dir := t.TempDir()
-	out = refused(t, 4, torus(t), "dev", "--data-dir", dir, "--port", strconv.Itoa(base-1), "--nbd", "127.0.0.1:0")
-	if want := fmt.Sprintf("torus: etcd on 127.0.0.1:%d: bind: address already in use", base+2); !strings.HasPrefix(out, want) {
+	out = refused(t, 4, torus(t), "dev", "--data-dir", dir, "--port", strconv.Itoa(base-2), "--nbd", "127.0.0.1:0")
+	if want := fmt.Sprintf("torus: etcd on 127.0.0.1:%d: bind: address already in use", base); !strings.HasPrefix(out, want) {
 		t.Errorf("it said\n%swant\n%s", out, want)
 	}
 	startDev(t, dir).stop()
@@ -197,7 +197,7 @@ func volumeJSON(t *testing.T, p *process) string {
 // though nobody reads the records.
 func TestDelete(t *testing.T) {
 	t.Parallel() // it mostly waits for the volume to be let go
-	p := startNode(t, "init", "--data-dir", t.TempDir(), "--port", "0", "--nbd", "127.0.0.1:0")
+	p := startNode(t, "init", "--data-dir", t.TempDir(), "--port", "0", "--nbd", "127.0.0.1:0", "--replicas", "1")
 	command(t, torus(t), "volume", "create", "vol1", "64M", "--cluster", p.running.API)
 	c := dial(t, p)
 	data := make([]byte, 1<<20)
@@ -305,7 +305,7 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 // TestFull: a node that is full refuses writes with ENOSPC and goes on with the
 // rest; when something is trimmed it takes writes again.
 func TestFull(t *testing.T) {
-	p := startNode(t, "init", "--data-dir", t.TempDir(), "--port", "0", "--nbd", "127.0.0.1:0", "--capacity", "1GiB")
+	p := startNode(t, "init", "--data-dir", t.TempDir(), "--port", "0", "--nbd", "127.0.0.1:0", "--capacity", "1GiB", "--replicas", "1")
 	command(t, torus(t), "volume", "create", "vol1", "4G", "--cluster", p.running.API)
 	c := dial(t, p)
 	data := make([]byte, 4<<20)

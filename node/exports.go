@@ -261,7 +261,7 @@ func (x *exports) finish(id store.VolumeID, e *export) {
 		}
 		x.mu.Lock()
 		delete(x.open, id)
-		if x.closed && err != nil {
+		if x.closed && err != nil && !errors.Is(err, cluster.ErrLost) { // what somebody else has is not ours to end well
 			x.errs = append(x.errs, fmt.Errorf("volume %s not detached cleanly: %w", e.name, err))
 		}
 		x.mu.Unlock()
