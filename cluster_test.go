@@ -239,7 +239,6 @@ func TestTakeover(t *testing.T) {
 	c := startCluster(t, 3)
 	c.torus("volume", "create", "vol1", "16MiB", "--replicas", "3")
 	first := c.serve()
-	_, addr := first.served()
 	out := refused(t, 4, torus(t), "nbd", "serve", "vol1", "--listen", "127.0.0.1:0", "--cluster", c.api())
 	if want := fmt.Sprintf("volume vol1: attached by process %d on ", first.cmd.Process.Pid); !strings.Contains(out, want) {
 		t.Errorf("it says %q, want it to name %q", out, want)
@@ -248,7 +247,7 @@ func TestTakeover(t *testing.T) {
 	begun := time.Now()
 	second := c.serve() // the process is proven dead, so that nothing is waited for
 	t.Logf("taken over after %v", time.Since(begun))
-	_, addr = second.served()
+	_, addr := second.served()
 	cl, err := dialNBD(addr, "vol1")
 	if err != nil {
 		t.Fatal(err)

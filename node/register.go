@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -129,5 +128,3 @@ func (n *Node) stat(ctx context.Context) store.Stat {
 	}
 	return st
 }
-
-func exists(path string) bool { _, err := os.Stat(path); return err == nil }
