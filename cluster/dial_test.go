@@ -84,25 +84,3 @@ func TestDialLearner(t *testing.T) {
 		t.Errorf("closed, and reachable, or asked for %v", time.Since(began))
 	}
 }
-
-// What KeepEndpoints writes, KnownEndpoints reads, unless it is another cluster's or too new.
-func TestKnownEndpoints(t *testing.T) {
-	dir := t.TempDir() + "/etcd"
-	if known, err := KnownEndpoints(dir, testID); err != nil || known != nil {
-		t.Errorf("of a new directory: %v, %v", known, err)
-	}
-	want := []string{"10.0.0.1:7482", "10.0.0.2:7482"}
-	if err := KeepEndpoints(dir, testID, want); err != nil {
-		t.Fatal(err)
-	}
-	if known, err := KnownEndpoints(dir, testID); err != nil || !slices.Equal(known, want) {
-		t.Errorf("%v, %v", known, err)
-	}
-	_, err := KnownEndpoints(dir, "00000000000000c2")
-	wantErr(t, err, ErrOtherCluster, "file "+dir+"/endpoints.json belongs to another cluster: 00000000000000c1, not 00000000000000c2")
-	if err := writeJSON(endpointsPath(dir), endpointsRecord{Format: 2}); err != nil {
-		t.Fatal(err)
-	}
-	_, err = KnownEndpoints(dir, testID)
-	wantErr(t, err, ErrFormat, "file "+dir+"/endpoints.json: unknown format: format 2, this program knows up to 1: it is too old")
-}

@@ -41,8 +41,7 @@ const sitEvery = 5 * time.Second
 
 // TakeSeat watches whether the cluster wants a member on this node. When it does, the
 // seat starts one; when that was removed, the seat stops it and clears its directory. It
-// tells etcd when the member's peer address has changed, and remembers in the directory
-// where the voters are (KnownEndpoints). It ends with Close.
+// tells etcd when the member's peer address has changed. It ends with Close.
 func (c *Cluster) TakeSeat(etcd *Client, o SeatOptions) *Seat {
 	o.Server.Join = etcd
 	o.Server.Advertise = o.Server.advertised()
@@ -152,9 +151,6 @@ func (s *Seat) look(ctx context.Context) error {
 		return nil
 	}
 	s.etcd.setEndpoints(members)
-	if err := KeepEndpoints(s.o.Server.Dir, s.o.Server.Cluster, s.etcd.Endpoints()); err != nil {
-		s.c.opts.Log.Warn("the voters' addresses could not be written down", "err", err)
-	}
 	if server := s.Server(); server != nil {
 		s.movePeer(ctx, server, members)
 		return nil

@@ -86,10 +86,7 @@ func (m *machine) join(endpoints ...string) *machine {
 // restart runs the machine again, as its directory says.
 func (m *machine) restart() *machine {
 	m.t.Helper()
-	endpoints, err := KnownEndpoints(m.opts.Dir, testID)
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	endpoints := m.client.Endpoints() // as it knew them last
 	var server *Server
 	if has, err := HasMember(m.opts.Dir); err != nil {
 		m.t.Fatal(err)

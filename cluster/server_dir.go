@@ -134,10 +134,8 @@ func readDirRecord(path string) (r dirRecord, err error) {
 	return r, nil
 }
 
-func writeDirRecord(path string, r dirRecord) error { return writeJSON(path, r) }
-
-// writeJSON replaces a file, durably.
-func writeJSON(path string, r any) error {
+// writeDirRecord replaces the file, durably.
+func writeDirRecord(path string, r dirRecord) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err

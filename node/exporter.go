@@ -22,6 +22,16 @@ const shutdownPatience = 30 * time.Second
 // socketMode lets only the node's user connect to a Unix socket.
 const socketMode = 0o600
 
+// checkExports refuses addresses that checkNBD does.
+func (s Settings) checkExports() error {
+	for _, addr := range s.NBD.Listen {
+		if err := s.checkNBD(addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkNBD refuses an address where strangers could read what is sent.
 func (s Settings) checkNBD(addr string) error {
 	if isPath(addr) {

@@ -55,10 +55,8 @@ func Serve(ctx context.Context, o ServeOptions) (*Node, error) {
 }
 
 func (n *Node) serve(ctx context.Context, volumes []string) (err error) {
-	for _, addr := range n.settings.NBD.Listen {
-		if err := n.settings.checkNBD(addr); err != nil {
-			return err
-		}
+	if err := n.settings.checkExports(); err != nil {
+		return err
 	}
 	if n.process, err = cluster.ThisProcess(); err != nil {
 		return err

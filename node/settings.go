@@ -132,12 +132,7 @@ func (s Settings) Check() error {
 	if len(s.NBD.Listen) > 0 && !s.Has(cluster.RoleNBD) {
 		return fmt.Errorf("%w: NBD address %s: the node was set up without the role nbd and exports nothing", ErrSettings, s.NBD.Listen[0])
 	}
-	for _, a := range s.NBD.Listen {
-		if err := s.checkNBD(a); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.checkExports()
 }
 
 // checkAddresses refuses what strangers could reach, and what nobody could.
