@@ -34,6 +34,7 @@ type conn struct {
 
 	in    readBuffer // the reader's
 	alone int        // the reader's: requests in a row that came alone
+	doubt bool       // the reader's: the last one was there when it was looked for
 
 	// turn says who reads. Even: the reader reads. Odd: it serves a request
 	// itself; then either it takes the turn back, or the watch takes it
@@ -103,13 +104,22 @@ func (c *conn) read() {
 }
 
 // serveInTurn serves r on the reader's goroutine. False: this took long, and
-// another goroutine reads now.
+// another goroutine reads now. If there is a doubt, what has arrived before the
+// reply is sent tells whether the client waits for it.
 func (c *conn) serveInTurn(r *request) bool {
 	turn := c.turn.Add(1)
 	c.srv.watch.alert()
+	doubt := c.doubt // no longer this goroutine's once the turn is lost
 	c.perform(r)
+	more := doubt && c.wire.pending()
 	c.reply(r)
-	return c.turn.CompareAndSwap(turn, turn+1)
+	if !c.turn.CompareAndSwap(turn, turn+1) {
+		return false
+	}
+	if more {
+		c.alone = 0
+	}
+	return true
 }
 
 // takeTurn is called by the watch: if the reader has been serving one request
@@ -150,11 +160,13 @@ func (c *conn) next() (*request, error) {
 		return nil, errDisconnect
 	}
 	// A client that waits for replies is one whose request comes after a
-	// wait, when nothing else is under way.
-	if waited && c.busy.Load() == 0 {
-		c.alone++
-	} else {
+	// wait, when nothing else is under way. Once that is known, a request that
+	// was quicker than the reader only raises a doubt: see serveInTurn.
+	c.doubt = !waited
+	if c.busy.Load() > 0 || c.doubt && c.alone < aloneEnough {
 		c.alone = 0
+	} else {
+		c.alone++
 	}
 	payload := c.ses.payloadLen(r)
 	c.ses.check(r, c.dev.Size())

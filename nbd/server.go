@@ -55,14 +55,15 @@ type Options struct {
 // A Server serves the devices of an Exports to any number of clients, over any
 // number of listeners.
 type Server struct {
-	opt     Options
-	log     *slog.Logger
-	buffers bufferPool
-	limit   *limiter
-	workers workers
-	watch   *watch
-	stats   counters
-	pool    sync.Pool // of *request
+	opt      Options
+	log      *slog.Logger
+	buffers  bufferPool
+	limit    *limiter
+	workers  workers
+	watch    *watch
+	lookouts lookouts
+	stats    counters
+	pool     sync.Pool // of *request
 
 	ctx    context.Context // ends when Shutdown is called
 	cancel context.CancelFunc
@@ -243,7 +244,7 @@ func (s *Server) serveConn(nc net.Conn) {
 	defer exp.release()
 	h.nc.SetDeadline(time.Time{})
 	log = log.With("export", exp.info.Name)
-	c := newConn(s, h.nc, newWire(h.nc), log, exp.dev, exp.ses)
+	c := newConn(s, h.nc, newWire(h.nc, &s.lookouts), log, exp.dev, exp.ses)
 	s.mu.Lock()
 	delete(s.handshakes, nc)
 	s.conns[c] = struct{}{}
