@@ -85,7 +85,8 @@ type hotLog struct {
 	sequence   uint64
 	written    uint64 // batches
 	broken     error  // of a write: nothing is written behind it
-	supply     sync.Cond
+	rotating   bool
+	supply     sync.Cond // there may be room, or there never will
 	zeroing    zeroWindow
 
 	scratch []byte
@@ -121,14 +122,19 @@ func (l *hotLog) commit(r *request) error {
 		return err
 	}
 	l.mu.Lock()
-	for l.queued+r.blocks() > l.room(r.essential, r.blocks()) {
+	for l.broken == nil && l.queued+r.blocks() > l.room(r.essential, r.blocks()) {
+		if l.rotating {
+			l.supply.Wait() // the old segment is full, the next one not yet open
+			continue
+		}
 		if full := l.segs.exhausted(); full != nil {
 			l.mu.Unlock()
 			l.apply(nil, r, 0, 0, full)
 			return full
 		}
-		l.segs.setWant(spareOfCollector + 1)
+		l.segs.starve()
 		l.supply.Wait()
+		l.segs.fed()
 	}
 	r.next, r.err = nil, nil
 	if l.tail == nil {
@@ -188,7 +194,7 @@ func (l *hotLog) lead(r *request) {
 	if err != nil && batch.started && l.broken == nil {
 		// What comes behind would be lost at the next start, or worse: named as
 		// synced behind a gap.
-		l.broken = fmt.Errorf("%w: %v", store.ErrFailed, err)
+		l.breakLocked(fmt.Errorf("%w: %v", store.ErrFailed, err))
 	}
 	if l.head != nil {
 		l.head.ready <- true
@@ -221,7 +227,7 @@ func (l *hotLog) breakOff(err error) {
 	err = fmt.Errorf("%w: %v", store.ErrFailed, err)
 	l.mu.Lock()
 	if l.broken == nil {
-		l.broken = err
+		l.breakLocked(err)
 	}
 	l.mu.Unlock()
 	l.syncMu.Lock()
@@ -229,6 +235,11 @@ func (l *hotLog) breakOff(err error) {
 		l.syncErr = err
 	}
 	l.syncMu.Unlock()
+}
+
+func (l *hotLog) breakLocked(err error) {
+	l.broken = err
+	l.supply.Broadcast()
 }
 
 func (l *hotLog) applyBatch(b *batch, turn uint64, err error) {
@@ -366,8 +377,13 @@ func (l *hotLog) rotate() error {
 		l.zeroing.done.Wait()
 	}
 	l.segs.setWant(spareOfCollector + 1)
+	l.rotating = true
 	l.mu.Unlock()
-	defer l.mu.Lock()
+	defer func() {
+		l.mu.Lock()
+		l.rotating = false
+		l.supply.Broadcast()
+	}()
 	l.waitApplied()
 	if l.cur != nil {
 		if err := l.cur.f.datasync(); err != nil {

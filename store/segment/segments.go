@@ -106,6 +106,8 @@ type segments struct {
 	capacity  int64 // 0: what the disk has
 	full      error // why the last attempt to add a spare failed
 	want      int   // spares to have ready
+	starving  int   // who waits for spares,
+	short     int   // and how many there must be for the neediest of them
 	closed    bool
 	done      chan struct{}
 	removals  sync.WaitGroup
@@ -195,7 +197,7 @@ func (s *segments) prepareLoop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for !s.closed {
-		if s.full != nil || len(s.spares) >= s.want {
+		if s.full != nil || len(s.spares) >= s.need() {
 			s.supply.Wait()
 			continue
 		}
@@ -274,7 +276,7 @@ const keepSpares = 4
 // are enough.
 func (s *segments) recycle(g *seg) error {
 	s.mu.Lock()
-	keep := len(s.spares) < max(s.want, keepSpares) && !s.closed
+	keep := len(s.spares) < max(s.need(), keepSpares) && !s.closed
 	n := s.next
 	if keep {
 		s.next++
@@ -357,9 +359,9 @@ func (s *segments) clear() { s.table.Store(&map[segNum]*seg{}) }
 func (s *segments) tidy() error {
 	s.mu.Lock()
 	var extra []*seg
-	if len(s.spares) > s.want {
-		extra = append(extra, s.spares[s.want:]...)
-		s.spares = s.spares[:s.want]
+	if need := s.need(); len(s.spares) > need {
+		extra = append(extra, s.spares[need:]...)
+		s.spares = s.spares[:need]
 	}
 	s.mu.Unlock()
 	for _, g := range extra {
@@ -397,6 +399,40 @@ func (s *segments) setWant(n int) {
 	s.want = n
 }
 
+// need returns how many spares to have ready, whatever was wanted last: nobody
+// waits for one that is not being made. Called with mu held.
+func (s *segments) need() int {
+	if s.starving > 0 {
+		return max(s.want, s.short)
+	}
+	return s.want
+}
+
+// starve asks for one spare more than there are, until fed is called.
+func (s *segments) starve() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.starveLocked(len(s.spares) + 1)
+}
+
+func (s *segments) starveLocked(short int) {
+	s.starving++
+	s.short = max(s.short, short)
+	s.supply.Broadcast()
+}
+
+func (s *segments) fed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fedLocked()
+}
+
+func (s *segments) fedLocked() {
+	if s.starving--; s.starving == 0 {
+		s.short = 0
+	}
+}
+
 // take opens a spare for st: ErrNoSpace when none is there and none can be
 // made; it waits while one is being made.
 func (s *segments) take(st stream, sequence uint64, firstPos position) (*seg, error) {
@@ -405,9 +441,11 @@ func (s *segments) take(st stream, sequence uint64, firstPos position) (*seg, er
 		keep = spareOfCollector
 	}
 	s.mu.Lock()
+	s.starveLocked(keep + 1)
 	for len(s.spares) <= keep && s.full == nil && !s.closed {
 		s.supply.Wait()
 	}
+	s.fedLocked()
 	if len(s.spares) <= keep {
 		err := s.full
 		if err == nil {
