@@ -133,8 +133,27 @@ func (n *Node) startSeat() {
 	n.started("etcd seat", func() error {
 		close(closed)
 		wg.Wait()
-		return n.seat.Close()
+		return n.closeSeat()
 	})
+}
+
+// seatPatience is how long a node that stops waits for its etcd member: longer
+// than one takes that runs.
+const seatPatience = 4 * time.Second
+
+// closeSeat stops the etcd member. One that is still starting may ask members
+// that are gone for half a minute, and cannot be called off: it is left as the
+// end of the process finds it, which the next start makes good.
+func (n *Node) closeSeat() error {
+	done := make(chan error, 1)
+	go func() { done <- n.seat.Close() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(seatPatience):
+		n.log.Info("the etcd member is still starting: left to the end of the process")
+		return nil
+	}
 }
 
 // startMembership has this node take its part in keeping etcd's members.
