@@ -147,6 +147,11 @@ func TestThreeNodes(t *testing.T) {
 	if got, err := os.ReadFile(out); err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("what comes out differs from what went in (%v)", err)
 	}
+	for i, n := range c.nodes {
+		if _, body := get(t, n, "/metrics"); !strings.Contains(body, "torus_blocks_volumes_attached 1\n") {
+			t.Errorf("node %d does not say that the exporter has attached its copy:\n%s", i+1, body)
+		}
+	}
 	p.stop()
 	for _, n := range c.nodes {
 		n.stop()

@@ -30,6 +30,7 @@ func (n *Node) startBlocks() {
 	s := remote.NewServer(remote.ServerOptions{
 		Store: n.store, Cluster: string(n.settings.Cluster), Node: uint64(n.settings.ID), Logger: n.log.With("part", "blocks"),
 	})
+	n.blocks = s
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := s.Serve(n.blocksListener); err != nil {

@@ -49,6 +49,12 @@ func (n *Node) metrics(r *http.Request) []metric {
 		count("store_disk_written_bytes", "Bytes written to segments.", st.BytesToDisk)
 		count("store_collected_bytes", "Bytes copied by the collector.", st.BytesCollected)
 	}
+	if n.blocks != nil {
+		st := n.blocks.Stats()
+		gauge("blocks_connections", "Connections of exporters on other nodes.", float64(st.Connections))
+		gauge("blocks_requests_in_flight", "Their requests being served.", float64(st.Running))
+		gauge("blocks_volumes_attached", "Volumes that they have attached here.", float64(st.Volumes))
+	}
 	if n.nbd != nil {
 		st := n.nbd.Stats()
 		gauge("nbd_connections", "Clients connected.", float64(st.Connections))

@@ -21,6 +21,7 @@ import (
 	"torus/cluster"
 	"torus/nbd"
 	"torus/store"
+	"torus/store/remote"
 	"torus/store/segment"
 )
 
@@ -52,6 +53,7 @@ type Node struct {
 	records  *cluster.Client // reaches etcd, here or elsewhere
 	cluster  *cluster.Cluster
 	store    store.Store     // nil without the role storage
+	blocks   *remote.Server  // serves it to other nodes
 	peers    *peers          // the stores of other nodes
 	exports  *exports        // nil without the role nbd
 	nbd      *nbd.Server     // nil when nothing is exported
