@@ -22,6 +22,7 @@ type replies struct {
 	err     error  // nothing can be sent any more
 
 	beatFrame [answerSize]byte // the sender's
+	beats     sync.WaitGroup   // senders that a beat began
 }
 
 const (
@@ -40,11 +41,19 @@ func (o *replies) send(j *job) {
 	o.drain()
 }
 
-// alive sends an opAlive, unless a sender is stuck with the last one.
+// alive has an opAlive sent, unless a sender is stuck with the last one. It does
+// not send itself: who sends goes on for others, and the keeper has the next beat
+// to keep.
 func (o *replies) alive(pinged uint64) {
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.beat, o.pinged = true, pinged
-	o.drain()
+	if !o.sending {
+		o.beats.Go(func() {
+			o.mu.Lock()
+			o.drain()
+		})
+	}
 }
 
 // progress returns how many batches were sent and whether one is being sent.

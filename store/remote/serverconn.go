@@ -74,8 +74,9 @@ func (c *serverConn) converse() error {
 	if c.draining.Load() {
 		c.farewell()
 	}
-	c.nc.Close() // lest the keeper hangs in a write
+	c.nc.Close() // lest a beat hangs in a write
 	<-kept
+	c.out.beats.Wait()
 	return err
 }
 
