@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"strings"
-	"time"
 	"unicode/utf8"
 )
 
@@ -210,7 +209,7 @@ func (h *handshake) startTLS(ctx context.Context, data []byte) error {
 func (h *handshake) open(ctx context.Context, info ExportInfo) (*opened, error) {
 	dev, release, err := h.srv.opt.Exports.Open(ctx, info.Name)
 	// Attaching may take long, and that is not the client's doing.
-	h.nc.SetDeadline(time.Now().Add(h.srv.opt.NegotiationTimeout))
+	h.srv.negotiating(h.nc)
 	if err != nil {
 		return nil, err
 	}

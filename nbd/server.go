@@ -225,10 +225,21 @@ func (s *Server) ServeConn(nc net.Conn) {
 	}()
 }
 
+// negotiating gives a client its time to get on; what is left of it amid Shutdown.
+func (s *Server) negotiating(nc net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.opt.NegotiationTimeout
+	if s.shut {
+		d = min(d, linger)
+	}
+	nc.SetDeadline(time.Now().Add(d))
+}
+
 func (s *Server) serveConn(nc net.Conn) {
 	log := s.log.With("client", clientName(nc))
 	tuneSocket(nc)
-	nc.SetDeadline(time.Now().Add(s.opt.NegotiationTimeout))
+	s.negotiating(nc)
 	h := &handshake{srv: s, nc: nc, log: log}
 	exp, err := h.run(s.ctx)
 	defer func() { h.nc.Close() }()

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"os"
 	"runtime"
@@ -292,4 +293,37 @@ func TestBadOptions(t *testing.T) {
 			t.Errorf("%+v: error %v, want one with %q", opt, err, want)
 		}
 	}
+}
+
+// TestShutdownAmidOpen: a client whose export was being opened, and that says no
+// more, does not get its whole time again when the server goes.
+func TestShutdownAmidOpen(t *testing.T) {
+	opening := make(chan struct{})
+	s, tcp, _ := startServer(t, Options{NegotiationTimeout: time.Minute, Exports: &openExports{testExports(), func(ctx context.Context) error {
+		close(opening)
+		<-ctx.Done()
+		time.Sleep(50 * time.Millisecond) // giving the volume up takes a while
+		return ctx.Err()
+	}}})
+	c := dialRaw(t, "tcp", tcp, clientFixedNewstyle)
+	c.write(rawOption(optGo, goData("vol1")))
+	<-opening
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// openExports asks open before an export is opened.
+type openExports struct {
+	Exports
+	open func(ctx context.Context) error
+}
+
+func (e *openExports) Open(ctx context.Context, name string) (Device, func(), error) {
+	if err := e.open(ctx); err != nil {
+		return nil, nil, err
+	}
+	return e.Exports.Open(ctx, name)
 }
