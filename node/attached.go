@@ -157,7 +157,8 @@ func incarnations(f volume.Found) []cluster.Incarnation {
 	return all
 }
 
-// watchAttached waits for the loss of the attachment.
+// watchAttached waits for the loss of the attachment, and for the volume's stop:
+// that may come of the marks it tells, with no request to notice it.
 func (n *Node) watchAttached(ctx context.Context, a *attached) {
 	defer close(a.gone)
 	done := a.att.Done()
@@ -169,6 +170,9 @@ func (n *Node) watchAttached(ctx context.Context, a *attached) {
 			return
 		case <-a.att.Lost():
 			a.lose(a.att.Err())
+			return
+		case <-a.vol.Stopped():
+			a.lose(a.vol.Err())
 			return
 		case <-done:
 			// No reason to stop: every copy still answers to our epoch alone, and

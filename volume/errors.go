@@ -78,6 +78,13 @@ func (v *Volume) stop(cause error) error {
 	return b
 }
 
+// Stopped is closed when the volume has stopped, and Err says why, or was closed.
+func (v *Volume) Stopped() <-chan struct{} { return v.ctx.Done() }
+
+// Err returns why the volume stopped; nil while it serves, and after Close of one
+// that did.
+func (v *Volume) Err() error { return v.stopped() }
+
 // stopped returns why the volume stopped, nil while it serves.
 func (v *Volume) stopped() error {
 	if b := v.broken.Load(); b != nil {
