@@ -142,7 +142,6 @@ func (st *Store) maintain() error {
 	}
 	if st.doubt.Load() != nil {
 		if err := st.rebuildServing(); err != nil {
-			st.fail(err)
 			return err
 		}
 	}

@@ -73,7 +73,6 @@ func (st *Store) freshIndex() error {
 			st.logger.Warn("closing the damaged index", "error", err)
 		}
 	}
-	st.index = nil
 	if err := st.setIndexAside(); err != nil {
 		return err
 	}
@@ -251,11 +250,16 @@ func (st *Store) endOfSegment(w *walk, least, end uint32, cause error) error {
 
 // rebuildServing rebuilds the index of a store that is in use, between two
 // requests. Tables and log are as they are.
-func (st *Store) rebuildServing() error {
+func (st *Store) rebuildServing() (err error) {
 	st.gate.Lock()
 	defer st.gate.Unlock()
 	st.flushMu.Lock()
 	defer st.flushMu.Unlock()
+	defer func() {
+		if err != nil {
+			st.fail(err) // while nobody asks the index, of which there is none now
+		}
+	}()
 	if err := st.log.sync(); err != nil {
 		return err
 	}

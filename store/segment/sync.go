@@ -103,7 +103,7 @@ func (l *hotLog) zeroAhead(g *seg, off uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	z := &l.zeroing
-	if g != l.cur {
+	if g != l.cur || l.rotating { // what is given up now may soon be another's
 		return
 	}
 	if off-z.lastSync > oftenBytes {
