@@ -7,6 +7,10 @@ import (
 // coldPages bounds a batch of the cold log.
 const coldPages = 1 << 20 / blockSize
 
+// coldMoves bounds it too: holes of any number take one record, and each may
+// change another bucket of the index.
+const coldMoves = 4096
+
 // A move is one page, hole or absence on its way to the cold log.
 type move struct {
 	chunk *chunk
@@ -57,7 +61,7 @@ func (c *coldLog) add(st *Store, m move) error {
 	}
 	m.rec = last
 	c.moves = append(c.moves, m)
-	if c.n >= min(coldPages, st.segments.blocks/2) || c.header > min(batchRecords, st.segments.blocks/4*blockSize) {
+	if len(c.moves) >= coldMoves || c.n >= min(coldPages, st.segments.blocks/2) || c.header > min(batchRecords, st.segments.blocks/4*blockSize) {
 		return c.write(st)
 	}
 	return nil

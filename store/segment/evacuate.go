@@ -100,10 +100,28 @@ func (s *survey) record(rec *record, block uint32) error {
 		case rec.kind == recData:
 			s.extendRun(live, n, at)
 		}
+		if err == nil {
+			err = s.flushMoved()
+		}
 		if err != nil {
 			return err
 		}
 		k += n
+	}
+	return nil
+}
+
+// flushMoved keeps what the collector changes within what one flush can take:
+// nobody else flushes meanwhile, unless there are writers.
+func (s *survey) flushMoved() error {
+	if s.st.index.dirtyCount.Load() < flushDirty {
+		return nil
+	}
+	if err := s.st.flush(); err != nil {
+		return err
+	}
+	if why := s.st.doubt.Load(); why != nil {
+		return fmt.Errorf("%w: collecting ends: %s", errDoubt, *why)
 	}
 	return nil
 }

@@ -23,26 +23,18 @@ const (
 	flushEvery = 5 * time.Second
 )
 
-// waitRoom blocks while too much waits to be flushed. Nothing is flushed any
-// more once the store has failed, and not before requests have left it where
-// the index has to be rebuilt.
-func (st *Store) waitRoom() {
-	ix := st.index
-	if ix.dirtyCount.Load() < mostDirty {
-		return
+// makeRoom flushes while too much waits for that, unless another does. The
+// caller holds its layer, and the background work may be waiting for that: so it
+// is not waited for. Nothing is flushed any more once the store has failed, and
+// not before requests have left it where the index has to be rebuilt.
+func (st *Store) makeRoom() {
+	for st.index.dirtyCount.Load() >= mostDirty && st.failure.Load() == nil && st.doubt.Load() == nil {
+		st.flushMu.Lock()
+		if st.index.dirtyCount.Load() >= mostDirty && st.failure.Load() == nil && st.doubt.Load() == nil {
+			_ = st.flushLocked() // a failure of it has ended the store
+		}
+		st.flushMu.Unlock()
 	}
-	ix.roomMu.Lock()
-	defer ix.roomMu.Unlock()
-	for ix.dirtyCount.Load() >= mostDirty && st.failure.Load() == nil && st.doubt.Load() == nil {
-		ix.room.Wait()
-	}
-}
-
-// wakeWaiters lets those in waitRoom look again.
-func (ix *index) wakeWaiters() {
-	ix.roomMu.Lock()
-	defer ix.roomMu.Unlock()
-	ix.room.Broadcast()
 }
 
 // A frozen flush is the index as it was between two batches of the log.
@@ -325,7 +317,6 @@ func (ix *index) thaw(buckets []*bucket, gens []uint8) {
 	ix.flushing = 0
 	ix.mu.Unlock()
 	ix.dirtyCount.Add(-int64(len(buckets)))
-	ix.wakeWaiters()
 }
 
 // recordMarks logs the watermarks that were told since the last time.

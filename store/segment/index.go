@@ -71,16 +71,11 @@ type index struct {
 	dirty      []*bucket
 	dirtyCount atomic.Int64
 	flushing   uint64 // generation that the flush under way writes; 0: none
-
-	// Where writers wait while too much is dirty.
-	roomMu sync.Mutex
-	room   sync.Cond
 }
 
 func newIndex(db *indexDB, cacheBytes int64) *index {
 	const bucketBytes = 700 // with its share of map and ring
 	ix := &index{db: db, generation: 1, perShard: max(int(cacheBytes/bucketBytes/shardCount), 16)}
-	ix.room.L = &ix.roomMu
 	for i := range ix.shards {
 		s := &ix.shards[i]
 		s.buckets = map[bucketKey]*bucket{}

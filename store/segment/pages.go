@@ -47,7 +47,7 @@ func (c *pageChange) applies(d *desc) bool {
 // changePages logs and applies c for the pages that it applies to. The caller
 // holds the layer's exclusive lock for reading, or writing.
 func (st *Store) changePages(c *pageChange) error {
-	st.waitRoom()
+	st.makeRoom()
 	r := newRequest()
 	defer r.recycle()
 	if err := st.claimPages(r, c); err != nil || len(r.touched) == 0 {

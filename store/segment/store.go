@@ -144,9 +144,6 @@ func (st *Store) fail(err error) {
 	}
 	st.logger.Error("the disk failed; the store serves nothing until it is opened anew", "error", err)
 	st.log.breakOff(err)
-	if st.index != nil {
-		st.index.wakeWaiters()
-	}
 	st.incarnation.Store(uint64(newIncarnation()))
 	if err := st.state.disown(); err != nil {
 		st.logger.Error("the failure could not be recorded", "error", err)
@@ -160,9 +157,6 @@ func (st *Store) suspect(format string, args ...any) {
 	if st.doubt.CompareAndSwap(nil, &why) {
 		st.logger.Error("the index is in doubt and will be rebuilt from the segments", "why", why)
 		st.poke()
-		if st.index != nil {
-			st.index.wakeWaiters()
-		}
 	}
 }
 

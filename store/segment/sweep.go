@@ -117,7 +117,9 @@ func (st *Store) sweepBucket(c *chunk, b *bucket) {
 // rebuild would not find it; and a hole is settled, with no lower layer to hide
 // (I7, I8). It is called after a sweep that left nothing, and a flush.
 func (st *Store) forget() {
+	st.flushMu.Lock()
 	applied := st.persisted.applied
+	st.flushMu.Unlock()
 	for _, l := range st.tables.allLayers() {
 		l.exclusive.Lock()
 		st.forgetSpans(l, applied)
