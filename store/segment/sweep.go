@@ -161,18 +161,29 @@ func (st *Store) forgettable(l *layer, w *wide, applied position) bool {
 // forgetLayer removes what is left of a dropped layer once that is nothing.
 func (st *Store) forgetLayer(l *layer) {
 	l.mu.RLock()
-	left := l.known || len(l.spans) > 0 || l.live.Load() != 0 || l.sum != 0
-	for _, c := range l.chunks {
-		left = left || c.sum != 0
-	}
+	left := l.known || len(l.spans) > 0 || l.live.Load() != 0
 	l.mu.RUnlock()
-	if left {
+	if left || st.recorded(l) {
 		return
 	}
 	st.index.purge(l.id)
 	st.tables.mu.Lock()
 	delete(st.tables.layers, l.id)
 	st.tables.mu.Unlock()
+}
+
+// recorded reports whether Badger has anything of a layer. Writers flush too: one
+// that is under way ends before the answer.
+func (st *Store) recorded(l *layer) bool {
+	st.flushMu.Lock()
+	defer st.flushMu.Unlock()
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	some := l.sum != 0
+	for _, c := range l.chunks {
+		some = some || c.sum != 0
+	}
+	return some
 }
 
 // purge takes the buckets of a layer, which are empty, out of memory.
