@@ -26,6 +26,7 @@ type collector struct {
 	restedAt time.Time
 	paced    time.Time // end of the last pause
 	requests int64     // of clients, then
+	tended   time.Time // when tend last looked around
 }
 
 // atRest reports whether clients have written nothing for a while.
@@ -89,6 +90,18 @@ func (st *Store) pace() {
 		}
 	}
 	c.paced, c.requests = time.Now(), st.requests()
+}
+
+// tend is called after each small piece of work too: evacuating a segment takes
+// many ticks, in which the disk may fill, or others may free space.
+func (st *Store) tend() error {
+	c := &st.collector
+	if time.Since(c.tended) < tick {
+		return nil
+	}
+	c.tended = time.Now()
+	st.segments.supplyAgain()
+	return st.segments.ballast.adjust()
 }
 
 func (st *Store) limit(rest bool) float64 {

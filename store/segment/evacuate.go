@@ -56,6 +56,9 @@ func (st *Store) survey(g *seg, punch bool) error {
 			return err
 		}
 		st.pace()
+		if err := st.tend(); err != nil {
+			return err
+		}
 	}
 	return s.giveBack()
 }
