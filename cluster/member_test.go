@@ -249,7 +249,7 @@ func threeVoters(t *testing.T) (n1, n2, n3 *machine) {
 	n1 = newMachine(t, 1).found()
 	n2 = newMachine(t, 2).join(n1.client.Endpoints()...)
 	n3 = newMachine(t, 3).join(n1.client.Endpoints()...)
-	n1.wantMembers(15*time.Second, "1 2 3")
+	n1.wantMembers(30*time.Second, "1 2 3") // 3-6 s, more where much else runs
 	return n1, n2, n3
 }
 
