@@ -72,7 +72,7 @@ type Store struct {
 
 	// gate is held for reading by every request, and for writing where the
 	// store as a whole changes: closing, rebuilding the index. Locks are taken
-	// in the order gate, session, layer.exclusive, log, index, shard, layer, tables.
+	// in the order gate, session, layer.exclusive, flushMu, log, index, shard, layer, tables.
 	gate   sync.RWMutex
 	closed bool // guarded by gate
 
