@@ -346,6 +346,12 @@ func (p *pageHistory) check(ctx context.Context, r store.Replica, l store.LayerI
 			got.tag = c.tag
 		}
 	}
+	var forgotten []value // settled holes that an absent page may be
+	for _, c := range append(append([]value{p.now}, p.since...), p.inFlight...) {
+		if c.kind == store.Hole && c.version <= settled {
+			forgotten = append(forgotten, c)
+		}
+	}
 	if !p.allowed(got, how, settled) {
 		return fmt.Errorf("after a %v page %d of layer %v is %+v, was %+v, since the last sync %+v, in flight %+v",
 			how, n, l, got, p.now, p.since, p.inFlight)
@@ -353,25 +359,11 @@ func (p *pageHistory) check(ctx context.Context, r store.Replica, l store.LayerI
 	if !bytes.Equal(buf, got.bytes(n)) {
 		return fmt.Errorf("page %d of layer %v, %+v, has other bytes than were written", n, l, got)
 	}
-	if forgotten, was := p.forgotten(got, settled); was {
-		got = forgotten // it means the same, and may be found again by a rebuild
-	}
 	*p = pageHistory{now: got, since: []value{got}}
-	return nil
-}
-
-// forgotten returns the settled hole that an absent page was, if it is absent
-// for that reason alone.
-func (p *pageHistory) forgotten(v value, settled store.Version) (hole value, was bool) {
-	for _, c := range append(append([]value{p.now}, p.since...), p.inFlight...) {
-		if c == v {
-			return v, false
-		}
-		if v == (value{}) && c.kind == store.Hole && c.version <= settled {
-			hole, was = c, true
-		}
+	if got == (value{}) {
+		p.inFlight = forgotten // they mean the same, and may be found again by a rebuild
 	}
-	return hole, was
+	return nil
 }
 
 // recount compares what the store counts with what its index says, and every
