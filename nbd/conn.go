@@ -107,9 +107,9 @@ func (c *conn) read() {
 // another goroutine reads now. If there is a doubt, what has arrived before the
 // reply is sent tells whether the client waits for it.
 func (c *conn) serveInTurn(r *request) bool {
+	doubt := c.doubt // no longer this goroutine's once the turn may be lost
 	turn := c.turn.Add(1)
 	c.srv.watch.alert()
-	doubt := c.doubt // no longer this goroutine's once the turn is lost
 	c.perform(r)
 	more := doubt && c.wire.pending()
 	c.reply(r)
