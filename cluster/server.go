@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"expvar"
 	"fmt"
 	"log/slog"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 )
 
@@ -131,7 +133,8 @@ func (s *Server) becomeLeader(ctx context.Context) error {
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for s.onlyVoter() {
-		if id := uint64(s.ID()); s.etcd.Server.Leader() == 0 {
+		if s.hasReplayed() {
+			id := uint64(s.ID())
 			campaign := &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id}
 			if err := s.etcd.Server.Process(ctx, campaign); err != nil {
 				return err
@@ -148,6 +151,21 @@ func (s *Server) becomeLeader(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// hasReplayed reports whether raft, which has no leader yet, knows that everything in
+// its log is applied. etcd applies entries and throws them out of memory before it
+// tells raft, and a campaign between the two panics: raft looks for changes of the
+// membership in entries that are gone. What etcd itself calls its applied index is ahead
+// of raft's, which it publishes only as a variable of the process, for the last member
+// started: any other is left to its election timeout.
+func (s *Server) hasReplayed() bool {
+	v, ok := expvar.Get("raft.status").(expvar.Func)
+	if !ok {
+		return false
+	}
+	r, ok := v.Value().(raft.Status)
+	return ok && r.ID == uint64(s.ID()) && r.Lead == raft.None && r.Applied == r.GetCommit()
 }
 
 // onlyVoter reports whether the member needs nobody else to serve, as far as it has

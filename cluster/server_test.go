@@ -309,6 +309,22 @@ func TestServerAfterKill(t *testing.T) {
 	}
 }
 
+// The only voter is asked to campaign while it still applies its log: etcd gives up when
+// that comes before raft knows of what it has applied and thrown out of its memory.
+func TestServerRestartsOnALongLog(t *testing.T) {
+	o := testServerOptions(t)
+	s := startServer(t, o)
+	for i := range 400 {
+		mustCommit(t, s.KV(), put("k", fmt.Sprint(i)))
+	}
+	s.Close()
+	for range 100 {
+		s = startServer(t, o)
+		wantPair(t, s.KV(), "k", 0, "399")
+		s.Close()
+	}
+}
+
 func mustRead(t *testing.T, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
