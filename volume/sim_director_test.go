@@ -51,6 +51,9 @@ func (w *world) pause() {
 	switch w.rng.IntN(30) {
 	case 0:
 		d = time.Duration(w.rng.Int64N(int64(4 * time.Second)))
+		if w.with.absences {
+			d *= 2
+		}
 	case 1, 2, 3, 4:
 		d = time.Duration(w.rng.Int64N(int64(10 * time.Millisecond)))
 	}
@@ -154,7 +157,7 @@ func (w *world) event() {
 	soon := time.Duration(1 + w.rng.Int64N(int64(2*time.Second)))
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch k, with := w.rng.IntN(14), w.with; {
+	switch k, with := w.rng.IntN(18), w.with; {
 	case k < 2 && with.kills:
 		x.kill()
 	case k < 4 && with.pauses:
@@ -166,8 +169,7 @@ func (w *world) event() {
 	case k == 4 && x.cur != nil:
 		w.running.Go(x.cur.end)
 	case k == 5 && with.partitions:
-		w.note("%s and node %d: cut for %v", x.proc.name, n.id, soon*3)
-		w.cuts[cutLink{x.proc, n}] = w.now() + soon*3
+		w.part(x.proc, n, soon*3)
 	case k == 6 && with.records:
 		w.note("the records are away for %v", soon*8)
 		w.away = w.now() + soon*8
@@ -185,7 +187,68 @@ func (w *world) event() {
 		w.inject(n, "fail with no-space")
 	case k == 13 && x.cur == nil:
 		x.attach(with.force)
+	case k < 16 && with.absences:
+		w.stopNodes(!with.powerCuts || k == 14, w.long(), n)
+	case k == 16 && with.swaps:
+		w.swap(n)
+	case k == 17 && with.stops && x.cur != nil && x.cur.serving:
+		w.plannedStop(x.cur, n)
 	}
+}
+
+// long draws a time after which a node's copy is recorded stale, mostly.
+func (w *world) long() time.Duration {
+	most := 20
+	if w.rng.IntN(4) == 0 {
+		most = 60
+	}
+	return 5*time.Second + time.Duration(w.rng.Int64N(int64(most-5)*int64(time.Second)))
+}
+
+// part cuts a process from a node, in both directions or in one. Under mu.
+func (w *world) part(p *process, n *simNode, d time.Duration) {
+	if w.with.longCuts {
+		d *= 4
+	}
+	end := w.now() + d
+	c := simCut{end, end}
+	if w.with.oneWay {
+		switch w.rng.IntN(3) {
+		case 0:
+			c.there = 0
+		case 1:
+			c.back = 0
+		}
+	}
+	w.note("%s and node %d: cut for %v (there %v, back %v)", p.name, n.id, d, c.there != 0, c.back != 0)
+	w.cuts[cutLink{p, n}] = c
+}
+
+// plannedStop lets a node stop as on SIGTERM: it says so, and is waited for until
+// that is recorded, but not for ever. Under mu.
+func (w *world) plannedStop(s *session, n *simNode) {
+	w.note("node %d: is about to stop", n.id)
+	down := w.long() / 2
+	w.running.Go(func() {
+		s.letGo(n)
+		for end := w.now() + 10*time.Second; !w.stale(n) && w.now() < end && !w.healed(); time.Sleep(50 * time.Millisecond) {
+		}
+		w.note("node %d: stops, for %v", n.id, down)
+		n.end(true)
+		w.later(down, n.begin)
+	})
+}
+
+// swap gives a node an empty disk, if no other lacks anything that it alone has.
+// Under mu.
+func (w *world) swap(n *simNode) {
+	if !w.stale(n) {
+		return
+	}
+	w.note("node %d: gets an empty disk", n.id)
+	n.end(false)
+	n.swap()
+	w.later(w.long()/4, n.begin)
 }
 
 // later does something after a while, or when all is healed.
@@ -264,9 +327,9 @@ func (w *world) finish() {
 		return
 	}
 	time.Sleep(20 * time.Second)
+	var s *session
 	for i, x := range w.exporters {
 		w.locked(func() { x.attach(true) })
-		var s *session
 		serving := func() bool { s = x.cur; return s != nil && s.serving }
 		if !w.await("an exporter to serve", time.Minute, serving) || w.failed() {
 			return
@@ -279,7 +342,8 @@ func (w *world) finish() {
 			w.request(x)
 			time.Sleep(time.Millisecond)
 		}
-		if !w.await("requests to end", time.Minute, func() bool { return s.inFlight == 0 }) {
+		if !w.await("requests to end", time.Minute, func() bool { return s.inFlight == 0 }) ||
+			!w.await("all copies to be in sync", time.Minute, func() bool { return len(w.pairs(staleKeys)) == 0 }) {
 			return
 		}
 		w.readAll(s)
@@ -288,6 +352,7 @@ func (w *world) finish() {
 			return
 		}
 	}
+	w.model.everywhere()
 }
 
 // readAll reads everything, and nothing may go wrong.

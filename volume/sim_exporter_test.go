@@ -144,13 +144,17 @@ func (s *session) open(ctx context.Context) (*volume.Volume, error) {
 		Stores: stores, Place: w.placeFor(s.x.index), MinCopies: att.MinCopies(),
 		Clean: att.Volume.Clean, Recorded: recorded,
 		Serving: func(ctx context.Context, f volume.Found) error {
-			w.model.recovered(s)
+			w.model.recovered(s, func(n *simNode) bool { _, is := f.Copies[n.id]; return is })
 			var found []cluster.Incarnation
 			for _, n := range w.nodes {
 				c := f.Copies[n.id]
 				found = append(found, cluster.Incarnation{Node: n.id, Identity: c.Identity, Incarnation: c.Incarnation})
 			}
-			return att.Serving(ctx, found)
+			err := att.Serving(ctx, found)
+			if err == nil {
+				w.model.served(s)
+			}
+			return err
 		},
 		SyncBytes: w.with.syncBytes, SyncEvery: w.with.syncEvery,
 	})
@@ -302,9 +306,7 @@ func (s *session) change(c *simChange) {
 	default:
 		err = s.vol.Zero(c.off, c.n, c.fua, c.kind == zeroDataOp)
 	}
-	if err == nil {
-		w.model.identify(s, c)
-	}
+	w.model.identify(s, c, err != nil)
 	w.locked(func() { s.leave(c) })
 	if s.heard(c.String(), fenced, err) {
 		w.model.acknowledged(s, c)
@@ -367,3 +369,5 @@ func (b byteReader) Read(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+func (s *session) letGo(n *simNode) {}

@@ -3,6 +3,8 @@ package volume_test
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 
 	"torus/cluster"
@@ -69,7 +71,7 @@ func (k simKV) Commit(ctx context.Context, t cluster.Txn) (cluster.Outcome, erro
 	}
 	switch trouble {
 	case 0:
-		out, err := k.KV.Commit(ctx, t)
+		out, err := k.commit(ctx, t)
 		if err == nil {
 			err = k.back(r)
 		}
@@ -77,17 +79,30 @@ func (k simKV) Commit(ctx context.Context, t cluster.Txn) (cluster.Outcome, erro
 	case 1: // refused
 		return cluster.Outcome{}, cluster.ErrUnavailable
 	case 2: // done, the answer is lost
-		_, err = k.KV.Commit(ctx, t)
+		_, err = k.commit(ctx, t)
 		k.p.w.note("%s: commit done, its answer lost (%v)", k.p.name, err)
 	case 3: // late
 		k.p.w.running.Go(func() {
 			time.Sleep(time.Duration(r.Int64N(int64(15 * time.Second))))
-			out, err := k.KV.Commit(context.Background(), t)
+			out, err := k.commit(context.Background(), t)
 			k.p.w.note("%s: late commit arrives: %v, %v", k.p.name, out.Held, err)
 		})
 	}
 	time.Sleep(time.Duration(r.Int64N(int64(2 * time.Second))))
 	return cluster.Outcome{}, cluster.ErrUnknown
+}
+
+// commit commits, and has the model look at what that left in sync.
+func (k simKV) commit(ctx context.Context, t cluster.Txn) (cluster.Outcome, error) {
+	out, err := k.KV.Commit(ctx, t)
+	about := func(op cluster.Op) bool { return strings.HasPrefix(op.Key, staleKeys) }
+	if err == nil && out.Held && slices.ContainsFunc(t.Then, about) {
+		for _, op := range t.Then {
+			k.p.w.note("%s: records %s %s", k.p.name, op.Key, op.Value)
+		}
+		k.p.w.model.recorded()
+	}
+	return out, err
 }
 
 func (k simKV) Grant(ctx context.Context, ttl time.Duration) (l cluster.Lease, err error) {

@@ -65,6 +65,7 @@ type sent struct {
 	kind    store.Kind
 	at      time.Duration // when it was sent first
 	applied bool          // some node has, or had, it
+	failed  bool          // its write ended in an error: a copy that is away may have it
 	dead    time.Duration // since when; -1: it isn't
 }
 
@@ -76,9 +77,10 @@ type pageModel struct {
 }
 
 type model struct {
-	w     *world
-	mu    sync.Mutex // guards all below
-	pages map[int64]*pageModel
+	w       *world
+	mu      sync.Mutex // guards all below
+	pages   map[int64]*pageModel
+	settled store.Version // the highest mark seen: up to it holes may be forgotten, on a copy that never had them too
 }
 
 func newModel(w *world) *model {
@@ -129,7 +131,7 @@ func (m *model) arrived(n *simNode, off, size int64, v store.Version, err error)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, pm := range m.in(off, size) {
-		if err == nil || n.disk.Look(simHead(m.w), pm.page*store.PageSize, false).Version == v {
+		if err == nil || n.diskNow().Look(simHead(m.w), pm.page*store.PageSize, false).Version == v {
 			pm.versions[v].applied = true
 		}
 	}
@@ -138,11 +140,14 @@ func (m *model) arrived(n *simNode, off, size int64, v store.Version, err error)
 // has returns the version that a disk has of a page, that of a hole that it has
 // forgotten included. With durable: what a power cut leaves.
 func (m *model) has(n *simNode, pm *pageModel, durable bool) store.Version {
-	seen := n.disk.Look(simHead(m.w), pm.page*store.PageSize, durable)
+	seen := n.diskNow().Look(simHead(m.w), pm.page*store.PageSize, durable)
 	if seen.Kind == store.Absent {
+		for _, c := range m.w.nodes {
+			m.settled = max(m.settled, c.diskNow().Look(simHead(m.w), 0, false).Settled)
+		}
 		last := store.Version(0)
 		for v, s := range pm.versions {
-			if v <= seen.Settled && v > last && s.applied && s.dead < 0 {
+			if v <= m.settled && v > last && s.applied && s.dead < 0 {
 				last = v
 			}
 		}
@@ -166,11 +171,11 @@ func (m *model) has(n *simNode, pm *pageModel, durable bool) store.Version {
 	return seen.Version
 }
 
-// onCopies fails unless every copy that kept its power since a time has the
-// page in version v or a later one, and reports whether any copy has.
+// onCopies fails unless every copy in sync that kept its power since a time has
+// the page in version v or a later one, and reports whether any has.
 func (m *model) onCopies(pm *pageModel, v store.Version, since time.Duration, durable bool, what string) bool {
 	any := false
-	for _, n := range m.w.copies(pm.page) {
+	for _, n := range m.w.current(pm.page) {
 		have := m.has(n, pm, durable)
 		if have >= v {
 			any = true
@@ -187,64 +192,103 @@ func (m *model) describe(n *simNode, pm *pageModel) string {
 		return fmt.Sprintf("%v %v (stable %v, settled %v)", s.Kind, s.Version, s.Stable, s.Settled)
 	}
 	off := pm.page * store.PageSize
-	return show(n.disk.Look(simHead(m.w), off, false)) + ", durable " + show(n.disk.Look(simHead(m.w), off, true))
+	disk := n.diskNow()
+	return show(disk.Look(simHead(m.w), off, false)) + ", durable " + show(disk.Look(simHead(m.w), off, true))
 }
 
-// powerCut takes back what no disk has any more.
+// powerCut takes back what no copy in sync has any more.
 func (m *model) powerCut(n *simNode) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, i := range simPages {
 		pm := m.pages[i]
-		copies := m.w.copies(i)
-		if !slices.Contains(copies, n) {
-			continue
-		}
-		if have := m.has(n, pm, false); have < pm.durable {
+		current := m.w.current(i)
+		if slices.Contains(current, n) && m.has(n, pm, false) < pm.durable {
 			m.w.fail("I3: page %d was durable with %v, a power cut of node %d leaves %v", i, pm.durable, n.id, m.describe(n, pm))
 		}
-		highest := store.Version(0)
-		for _, c := range copies {
-			highest = max(highest, m.has(c, pm, false))
+		pm.least = min(pm.least, max(m.highest(pm, current), pm.durable))
+	}
+}
+
+func (m *model) highest(pm *pageModel, copies []*simNode) store.Version {
+	v := store.Version(0)
+	for _, n := range copies {
+		v = max(v, m.has(n, pm, false))
+	}
+	return v
+}
+
+// recorded checks that the copies which the records leave have what was
+// acknowledged, but for what power cuts took of all of them.
+func (m *model) recorded() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range simPages {
+		pm, current := m.pages[i], m.w.current(i)
+		if len(current) == 0 {
+			m.w.fail("the records leave no copy of page %d in sync", i)
+			return
 		}
-		pm.least = min(pm.least, max(highest, pm.durable))
+		v := m.highest(pm, current)
+		if v >= pm.least {
+			continue
+		}
+		was := pm.versions[pm.least]
+		if v < pm.durable || !slices.ContainsFunc(current, func(n *simNode) bool { return n.cutSince(was.at) }) {
+			m.w.fail("I4: page %d was %v, and the records leave only copies in sync that lack it, the highest has %v", i, pm.least, v)
+		}
+		pm.least = max(v, pm.durable)
 	}
 }
 
 // recovered checks what an exporter finds before it serves: every page in one
-// version, durable on all copies, and one that may be there; the others of lower
-// epochs are dead from now on.
-func (m *model) recovered(s *session) {
+// version, durable on all copies that are to be in sync, and one that may be there.
+func (m *model) recovered(s *session, inSync func(*simNode) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, n := range m.w.nodes {
-		if n.fence() != s.epoch {
+		if inSync(n) && n.fence() != s.epoch {
 			return // somebody else is coming already
 		}
 	}
 	s.since = m.w.now()
 	for _, i := range simPages {
 		pm := m.pages[i]
-		v := m.equal(pm, fmt.Sprintf("when epoch %v begins to serve", s.epoch))
+		copies := slices.DeleteFunc(m.w.copies(i), func(n *simNode) bool { return !inSync(n) })
+		if len(copies) == 0 {
+			m.w.fail("page %d has no copy in sync when epoch %v begins to serve", i, s.epoch)
+			return
+		}
+		v := m.equal(pm, copies, fmt.Sprintf("when epoch %v begins to serve", s.epoch))
 		if v < pm.least {
 			m.w.fail("I6: page %d was %v, and is %v when epoch %v begins to serve", i, pm.least, v, s.epoch)
 		}
 		if was := pm.versions[v]; was != nil && was.dead >= 0 {
 			m.w.fail("I6: page %d is %v when epoch %v begins to serve, which was gone", i, v, s.epoch)
 		}
+		s.base[i] = v
+	}
+}
+
+// served learns that the records have what recovered saw: versions of lower
+// epochs above it are dead from now on. Not before, as a copy that was left out
+// may be in sync yet when nothing was recorded.
+func (m *model) served(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, v := range s.base {
+		pm := m.pages[i]
 		for other, was := range pm.versions {
 			if other > v && other.Epoch() < s.epoch && was.dead < 0 {
 				was.dead = m.w.now()
 			}
 		}
 		pm.least, pm.durable = max(pm.least, v), max(pm.durable, v)
-		s.base[i] = v
 	}
 }
 
-// equal fails unless all copies of a page are one, and durable, and returns the version.
-func (m *model) equal(pm *pageModel, when string) store.Version {
-	copies := m.w.copies(pm.page)
+// equal fails unless the copies of a page are one, and durable, and returns the version.
+func (m *model) equal(pm *pageModel, copies []*simNode, when string) store.Version {
 	v := m.has(copies[0], pm, false)
 	for _, n := range copies {
 		if m.has(n, pm, false) != v {
@@ -258,17 +302,29 @@ func (m *model) equal(pm *pageModel, when string) store.Version {
 	return v
 }
 
+// everywhere fails unless all copies are one at last.
+func (m *model) everywhere() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range simPages {
+		if n := len(m.w.current(i)); n != m.w.with.copies {
+			m.w.fail("page %d has %d copies in sync at last, of %d", i, n, m.w.with.copies)
+		}
+		m.equal(m.pages[i], m.w.copies(i), "at last")
+	}
+}
+
 // closed checks what a clean end promises: equal and durable copies.
 func (m *model) closed(s *session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, n := range m.w.nodes {
-		if n.fence() != s.epoch {
+		if !m.w.stale(n) && n.fence() != s.epoch {
 			return
 		}
 	}
 	for _, i := range simPages {
-		m.equal(m.pages[i], fmt.Sprintf("after the clean end of epoch %v", s.epoch))
+		m.equal(m.pages[i], m.w.current(i), fmt.Sprintf("after the clean end of epoch %v", s.epoch))
 	}
 }
 
@@ -348,8 +404,8 @@ func (m *model) contentOf(pm *pageModel, v store.Version) content {
 }
 
 // acknowledged checks the answer of a change, and returns nothing less than what
-// its version must be on each page: it is on every copy (I4), with FUA durably
-// (I3), and nothing is lost of the page around it.
+// its version must be on each page: it is on every copy in sync, and on min-copies
+// (I4), with FUA durably (I3), and nothing is lost of the page around it.
 func (m *model) acknowledged(s *session, c *simChange) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -363,11 +419,26 @@ func (m *model) acknowledged(s *session, c *simChange) {
 			pm.least = max(pm.least, v)
 			s.acked[pm.page] = max(s.acked[pm.page], v)
 		}
+		m.enough(pm, v, c)
 		if c.fua {
 			m.onCopies(pm, v, c.began, true, fmt.Sprintf("I3: %v was acknowledged with FUA", c))
 			pm.durable = max(pm.durable, v)
 		}
 		m.checkMerge(s, pm, c, v)
+	}
+}
+
+// enough fails unless min-copies copies have what was acknowledged, or lost it
+// since. One of them may be recorded stale by now.
+func (m *model) enough(pm *pageModel, v store.Version, c *simChange) {
+	have := 0
+	for _, n := range m.w.copies(pm.page) {
+		if m.has(n, pm, c.fua) >= v || n.cutSince(c.began) {
+			have++
+		}
+	}
+	if have < m.w.with.minCopies {
+		m.w.fail("page %d: %v was acknowledged with version %v, which %d copies have, and min-copies is %d", pm.page, c, v, have, m.w.with.minCopies)
 	}
 }
 
@@ -377,19 +448,26 @@ func (m *model) checkMerge(s *session, pm *pageModel, c *simChange, v store.Vers
 	if end-first == cells || c.ambiguous {
 		return
 	}
-	before := s.base[pm.page]
-	for other, was := range pm.versions {
-		if other < v && other > before && other.Epoch() == s.epoch && was.applied {
-			before = other
-		}
-	}
 	got := m.contentOf(pm, v)
 	fits := func(under content) bool {
 		copy(under[first:end], got[first:end])
 		return got == under
 	}
-	if fits(m.contentOf(pm, before)) {
-		return
+	below := []store.Version{s.base[pm.page]}
+	for other, was := range pm.versions {
+		if other < v && other > below[0] && other.Epoch() == s.epoch && was.applied {
+			below = append(below, other)
+		}
+	}
+	slices.Sort(below[1:])
+	before := below[0]
+	for _, before = range slices.Backward(below) {
+		if fits(m.contentOf(pm, before)) {
+			return
+		}
+		if was := pm.versions[before]; was == nil || !was.failed {
+			break
+		}
 	}
 	for other, was := range pm.versions {
 		if other > v && other.Epoch() == s.epoch && fits(was.content) {
@@ -399,8 +477,8 @@ func (m *model) checkMerge(s *session, pm *pageModel, c *simChange, v store.Vers
 	m.w.fail("page %d: %v made version %v %x of version %v, which was %x", pm.page, c, v, got, before, m.contentOf(pm, before))
 }
 
-// identify finds the version of a change that has ended.
-func (m *model) identify(s *session, c *simChange) {
+// identify finds the version of a change that has ended, well or not.
+func (m *model) identify(s *session, c *simChange, failed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c.versions = map[int64]store.Version{}
@@ -418,6 +496,9 @@ func (m *model) identify(s *session, c *simChange) {
 			if mine {
 				found = append(found, v)
 			}
+		}
+		for _, v := range found {
+			pm.versions[v].failed = failed
 		}
 		slices.Sort(found)
 		if len(found) > 0 {

@@ -256,13 +256,13 @@ func (l *link) send(m message, f fate, answers chan<- result) {
 	arrive := func(after time.Duration, answered bool) {
 		w.running.Go(func() {
 			time.Sleep(after)
-			if f.lost && answered || w.cut(l.p, l.node) {
+			if there, _ := w.cut(l.p, l.node); there || f.lost && answered {
 				return
 			}
 			a := l.node.serve(m)
 			w.trace("  %s to node %d: %v: %v", l.p.name, l.node.id, m, a.err)
 			time.Sleep(f.back)
-			if answered && !f.mute && !w.cut(l.p, l.node) {
+			if _, back := w.cut(l.p, l.node); answered && !f.mute && !back {
 				select {
 				case answers <- a:
 				default: // nobody waits for the sixty-fifth

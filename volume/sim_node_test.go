@@ -15,23 +15,46 @@ import (
 // up. It keeps the replicas that were attached, as a server of store/remote
 // does, and attaches those anew that its last process had.
 type simNode struct {
-	w    *world
-	id   ring.NodeID
-	disk *memstore.Disk
-	fs   *faultstore.Store
+	w  *world
+	id ring.NodeID
+	fs *faultstore.Store
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards all below
+	disk     simDisk
 	up       bool
 	life     int // counts processes
 	replicas map[store.Epoch]store.Replica
-	lastCut  time.Duration // when it last lost power; -1: never
+	lastCut  time.Duration // when it last lost power, or its disk; -1: never
+}
+
+// A simDisk is a disk and the identity of the store on it.
+type simDisk struct {
+	*memstore.Disk
+	identity store.Identity
+}
+
+func newSimDisk(w *world, node ring.NodeID, n uint64) (simDisk, store.Store) {
+	d := memstore.NewDisk(rand.New(rand.NewPCG(w.seed, uint64(node)+n<<32)))
+	s := d.Open()
+	st, err := s.Stat(w.t.Context())
+	if err != nil {
+		w.fail("node %d: %v", node, err)
+	}
+	return simDisk{d, st.Identity}, s
 }
 
 func newSimNode(w *world, id ring.NodeID) *simNode {
 	n := &simNode{w: w, id: id, up: true, replicas: map[store.Epoch]store.Replica{}, lastCut: -1}
-	n.disk = memstore.NewDisk(rand.New(rand.NewPCG(w.seed, uint64(id))))
-	n.fs = faultstore.New(n.disk.Open(), faultstore.Options{})
+	var s store.Store
+	n.disk, s = newSimDisk(w, id, 0)
+	n.fs = faultstore.New(s, faultstore.Options{})
 	return n
+}
+
+func (n *simNode) diskNow() simDisk {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.disk
 }
 
 // serve answers a message, with errDown if the process isn't there, or no
@@ -100,14 +123,28 @@ func (n *simNode) end(power bool) {
 	n.life++
 	n.mu.Unlock()
 	n.fs.Crash()
-	n.disk.Kill()
+	disk := n.diskNow()
+	disk.Kill()
 	if power {
 		return
 	}
 	n.mu.Lock()
 	n.lastCut = n.w.now()
 	n.mu.Unlock()
-	n.disk.PowerCut()
+	disk.PowerCut()
+	n.w.model.powerCut(n)
+}
+
+// swap puts an empty disk into a node that is down.
+func (n *simNode) swap() {
+	n.w.swaps++
+	disk, s := newSimDisk(n.w, n.id, uint64(n.w.swaps))
+	n.mu.Lock()
+	n.disk, n.lastCut = disk, n.w.now()
+	n.mu.Unlock()
+	if err := s.Close(); err != nil {
+		n.w.fail("node %d: %v", n.id, err)
+	}
 	n.w.model.powerCut(n)
 }
 
@@ -130,7 +167,7 @@ func (n *simNode) cutSince(t time.Duration) bool {
 
 // fence returns the highest epoch that the disk knows.
 func (n *simNode) fence() store.Epoch {
-	for _, f := range n.disk.Fenced() {
+	for _, f := range n.diskNow().Fenced() {
 		if f.Volume == n.w.volume.ID {
 			return f.Epoch
 		}

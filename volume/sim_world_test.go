@@ -23,10 +23,13 @@ const simVolume = "vol1"
 // which everything goes wrong gets nowhere.
 type conditions struct {
 	nodes, copies int
+	minCopies     int
 	slow          bool // messages take long, and overtake each other
 	twice         bool // and come twice
 	loss          bool // or not at all
 	partitions    bool
+	longCuts      bool // that outlast what a copy has to answer
+	oneWay        bool // partitions of requests or of answers
 	records       bool // the records are away for a while, or outcomes unknown
 	kills         bool // of exporters
 	pauses        bool // of exporters
@@ -35,6 +38,9 @@ type conditions struct {
 	nodeKills     bool
 	powerCuts     bool
 	blackouts     bool // power cuts of all nodes
+	absences      bool // nodes are down for so long that their copies are recorded stale
+	swaps         bool // and come back with empty disks
+	stops         bool // nodes say before that they stop
 	disks         bool // requests fail
 	full          bool // disks refuse writes
 	corrupt       bool // pages of node 1 rot
@@ -55,6 +61,11 @@ func drawConditions(r *rand.Rand) conditions {
 	if c.nodes == 3 && yes() {
 		c.copies = 3
 	}
+	c.minCopies = 1 + r.IntN(c.copies)
+	c.longCuts, c.oneWay = c.partitions && yes(), c.partitions && yes()
+	c.absences, c.stops = yes(), few()
+	// Without a commit that comes late and says of the old disk that it is in sync.
+	c.swaps = few() && !c.records && !c.pauses
 	return c
 }
 
@@ -78,11 +89,12 @@ type world struct {
 
 	mu          sync.Mutex // guards all below, the exporters and the sessions
 	pids        int
+	swaps       int
 	killed      map[int]bool
 	quiet       bool // peace is closed
 	away        time.Duration
-	cuts        map[cutLink]time.Duration // until when
-	served      store.Epoch               // the highest that serves, or did
+	cuts        map[cutLink]simCut
+	served      store.Epoch // the highest that serves, or did
 	done, erred int
 	changes     uint64
 	serving     int // sessions that came to serve
@@ -98,9 +110,12 @@ type cutLink struct {
 	node *simNode
 }
 
+// simCut is until when nothing gets there, and no answer back.
+type simCut struct{ there, back time.Duration }
+
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x51)), start: time.Now(), closely: os.Getenv("TORUS_SIM_SEED") != "",
-		peace: make(chan struct{}), killed: map[int]bool{}, cuts: map[cutLink]time.Duration{}}
+		peace: make(chan struct{}), killed: map[int]bool{}, cuts: map[cutLink]simCut{}}
 	w.with = drawConditions(w.rng)
 	// Corrupt is only one node's, and never the only copy that kept its power: what is lost
 	// then may be lost.
@@ -127,14 +142,13 @@ func (w *world) found() {
 		cluster.Options{Now: w.now, Random: byteReader{rand.New(rand.NewPCG(w.seed, 0x1d))}})
 	for _, n := range w.nodes {
 		if err == nil {
-			st, _ := n.fs.Stat(ctx)
 			name := fmt.Sprintf("n%d", n.id)
 			err = c.RegisterNode(ctx, cluster.Node{ID: n.id, Name: name, Host: name, Roles: []cluster.Role{cluster.RoleStorage},
-				Addresses: cluster.Addresses{API: "10.0.0.1:7480"}, Capacity: 1 << 40, Identity: st.Identity})
+				Addresses: cluster.Addresses{API: "10.0.0.1:7480"}, Capacity: 1 << 40, Identity: n.disk.identity})
 		}
 	}
 	if err == nil {
-		w.volume, err = c.CreateVolume(ctx, cluster.VolumeSpec{Name: simVolume, Size: simSize, Replicas: w.with.copies})
+		w.volume, err = c.CreateVolume(ctx, cluster.VolumeSpec{Name: simVolume, Size: simSize, Replicas: w.with.copies, MinCopies: w.with.minCopies})
 	}
 	if err != nil {
 		w.t.Fatal(err)
@@ -186,11 +200,12 @@ func (w *world) recordsAway() bool {
 	return w.now() < w.away
 }
 
-// cut reports whether nothing gets through between a process and a node.
-func (w *world) cut(p *process, n *simNode) bool {
+// cut reports whether nothing gets from a process to a node, or back.
+func (w *world) cut(p *process, n *simNode) (there, back bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return !w.quiet && w.now() < w.cuts[cutLink{p, n}]
+	c := w.cuts[cutLink{p, n}]
+	return !w.quiet && w.now() < c.there, !w.quiet && w.now() < c.back
 }
 
 // serves learns that an epoch serves, servedBy asks whether a later one than e does or did.
