@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"torus/ring"
 	"torus/store"
 )
 
@@ -113,6 +114,11 @@ func (a *Attachment) describe(ctx context.Context) error {
 			return corrupt(key, "missing or deleted, although it is in the chain of volume %s", a.Volume.Name)
 		}
 		a.Chain = append(a.Chain, layer)
+		stale, err := a.c.staleBelow(ctx, staleLayer(layer), rev)
+		if err != nil {
+			return err
+		}
+		a.Stale = append(a.Stale, stale...)
 		if len(a.Chain) > maxChain {
 			return corrupt(key, "the chain of volume %s has more than %d layers", a.Volume.Name, maxChain)
 		}
@@ -135,9 +141,16 @@ func (a *Attachment) describe(ctx context.Context) error {
 // maxChain ends the search for the end of a chain.
 const maxChain = 1 << 16
 
+// incarnationsOf returns the prefix of a volume's incarnations.
+func incarnationsOf(vol store.VolumeID) string { return idKey(keyIncarnations, vol) + "/" }
+
+func incarnationKey(vol store.VolumeID, node ring.NodeID) string {
+	return idKey(incarnationsOf(vol), node)
+}
+
 // incarnations reads what is recorded for a volume, in the order of nodes.
 func (c *Cluster) incarnations(ctx context.Context, vol store.VolumeID, at Revision) ([]Incarnation, error) {
-	prefix := idKey(keyIncarnations, vol) + "/"
+	prefix := incarnationsOf(vol)
 	pairs, _, err := c.readAll(ctx, prefix, at)
 	if err != nil {
 		return nil, err

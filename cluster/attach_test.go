@@ -33,7 +33,7 @@ func isClosed(c <-chan struct{}) bool {
 
 func (b *bench) serve(t *testing.T, a *Attachment) {
 	t.Helper()
-	if err := a.Serving(t.Context(), []Incarnation{{Node: 1, Identity: 2, Incarnation: 3}}); err != nil {
+	if err := a.Serving(t.Context(), []Incarnation{{Node: 1, Identity: 2, Incarnation: 3}}, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -105,7 +105,7 @@ func TestEpochsGrow(t *testing.T) {
 		t.Errorf("replaced %+v", dead.Replaced)
 	}
 	for _, gone := range []*Attachment{a, forced} {
-		if err := gone.Serving(t.Context(), nil); !errors.Is(err, ErrLost) {
+		if err := gone.Serving(t.Context(), nil, nil); !errors.Is(err, ErrLost) {
 			t.Errorf("served under epoch %v: %v", gone.Epoch, err)
 		}
 	}
@@ -170,7 +170,7 @@ func raceToAttach(t *testing.T, c *Cluster, racers, rounds int) {
 					t.Errorf("%d hold the volume", holding)
 				}
 				mu.Unlock()
-				err = a.Serving(t.Context(), nil)
+				err = a.Serving(t.Context(), nil, nil)
 				mu.Lock()
 				holding--
 				mu.Unlock()
@@ -227,7 +227,7 @@ func TestLeaseJudgedByOwnClock(t *testing.T) {
 	if a.Held() || !isClosed(a.Lost()) || !errors.Is(a.Err(), ErrLost) {
 		t.Error("not lost")
 	}
-	wantErr(t, a.Serving(t.Context(), nil), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
+	wantErr(t, a.Serving(t.Context(), nil, nil), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
 	wantErr(t, a.Detach(t.Context(), true), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
 	if info := b.info(t, "vol1"); info.Clean || info.Attached == nil || info.Attached.Epoch != other.Epoch || !other.Held() {
 		t.Errorf("the new holder is disturbed: %+v", info)
@@ -241,7 +241,7 @@ func TestLeaseRunsOutBeforeServing(t *testing.T) {
 	b.create(t, "vol1", 1)
 	a := b.attach(t, "vol1", holder(1))
 	b.pass(10 * time.Second)
-	wantErr(t, a.Serving(t.Context(), nil), ErrLost, "volume vol1: attachment lost: the lease ran out before the volume was served")
+	wantErr(t, a.Serving(t.Context(), nil, nil), ErrLost, "volume vol1: attachment lost: the lease ran out before the volume was served")
 	a = b.attach(t, "vol1", holder(1))
 	b.pass(10 * time.Second)
 	wantErr(t, a.Renew(t.Context()), ErrLost, "volume vol1: attachment lost: the lease ran out before the volume was served")

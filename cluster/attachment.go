@@ -30,6 +30,7 @@ type Attachment struct {
 	Chain        []store.LayerID // head first
 	Ring         Ring
 	Incarnations []Incarnation // as recorded, in the order of nodes
+	Stale        []Stale       // as recorded, of the layers of Chain
 	Holder       Holder
 	Purpose      Purpose
 	// Replaced is the holder that did not detach. Unless it is nil every
@@ -102,11 +103,12 @@ func (a *Attachment) Held() bool {
 }
 
 // Serving records, in one transaction guarded by the epoch, that the volume is
-// about to be served: the incarnations that were reconciled and synced, and
-// that it is no longer clean (PROTOCOL.md, Attach 5). Only after nil may I/O
-// be served. It may be called again with other incarnations. ErrLost if somebody
+// about to be served: the incarnations that were reconciled and synced, what the
+// other nodes lack (as MarkStale does), and that it is no longer clean
+// (PROTOCOL.md, Attach 5). Only after nil may I/O be served. It may be called
+// again with other incarnations. ErrLost if somebody
 // else has the volume, or if the lease had run out before the first call.
-func (a *Attachment) Serving(ctx context.Context, found []Incarnation) error {
+func (a *Attachment) Serving(ctx context.Context, found []Incarnation, stale []Stale) error {
 	err := a.c.transact(ctx, func(ctx context.Context, t *tx) error {
 		v, err := a.own(ctx, t)
 		if err != nil {
@@ -117,13 +119,16 @@ func (a *Attachment) Serving(ctx context.Context, found []Incarnation) error {
 		}
 		for _, i := range found {
 			var have incarnationRecord
-			key := idKey(idKey(keyIncarnations, v.ID)+"/", i.Node)
+			key := incarnationKey(v.ID, i.Node)
 			if _, err := t.get(ctx, key, &have); err != nil {
 				return err
 			}
 			if want := newIncarnationRecord(i); !equalRecords(&have, want) {
 				t.put(key, want)
 			}
+		}
+		if err := a.putStale(ctx, t, v.ID, stale); err != nil {
+			return err
 		}
 		if v.Clean {
 			v.Clean = false

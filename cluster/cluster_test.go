@@ -115,7 +115,7 @@ func TestLifeOfAVolume(t *testing.T) {
 	if a.Epoch != 1 || a.Volume.ID != v.ID || len(a.Chain) != 1 || a.Chain[0] != v.Head || !a.Volume.Clean || a.MinCopies() != 1 {
 		t.Fatalf("attached as %+v", a)
 	}
-	if err := a.Serving(t.Context(), []Incarnation{{Node: 1, Identity: 2, Incarnation: 3}}); err != nil {
+	if err := a.Serving(t.Context(), []Incarnation{{Node: 1, Identity: 2, Incarnation: 3}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	info, err := b.Volume(t.Context(), "vol1")

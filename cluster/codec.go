@@ -24,6 +24,8 @@ import (
 //	/torus/attachments/VOLUME  1       epoch, holder, purpose, since (lease)
 //	/torus/keeper              1       node, doing, since (lease)
 //	/torus/incarnations/VOLUME/NODE 1  identity, incarnation
+//	/torus/stale/LAYER/NODE    1       since, epoch, at, why
+//	/torus/reports/VOLUME      1       waiting, copies, at (lease)
 const (
 	keyRoot         = "/torus/"
 	keyCluster      = keyRoot + "cluster"
@@ -35,6 +37,8 @@ const (
 	keyLayers       = keyRoot + "layers/"
 	keyAttachments  = keyRoot + "attachments/"
 	keyIncarnations = keyRoot + "incarnations/"
+	keyStale        = keyRoot + "stale/"
+	keyReports      = keyRoot + "reports/"
 )
 
 // newestFormat is the format of every kind of record so far.

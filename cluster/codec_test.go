@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"torus/ring"
+	"torus/store"
 )
 
 // newRecords returns an empty record of each kind.
@@ -15,6 +16,7 @@ func newRecords() []record {
 	return []record{
 		&infoRecord{}, &nodeRecord{}, &aliveRecord{}, &ringRecord{}, &lineageRecord{},
 		&volumeRecord{}, &layerRecord{}, &attachedRecord{}, &incarnationRecord{},
+		&staleRecord{}, &reportRecord{},
 	}
 }
 
@@ -47,6 +49,10 @@ func TestRecordsAsStored(t *testing.T) {
 		{newAttachedRecord(Attached{Epoch: 1, Holder: holder(1), Purpose: ForExport, Since: at}),
 			`{"format":1,"epoch":1,"holder":{"node":"0000000000000001","name":"n1","boot_id":"boot","pid_namespace":"pid:[1]","pid":1,"start_time":7},"purpose":"export","since":"2026-01-02T03:04:05Z"}`},
 		{newIncarnationRecord(Incarnation{Identity: 1, Incarnation: 2}), `{"format":1,"identity":"0000000000000001","incarnation":"0000000000000002"}`},
+		{newStaleRecord(Stale{Since: store.NewVersion(3, 17), Epoch: 4, At: at, Why: "no answer"}),
+			`{"format":1,"since":"3.17","epoch":4,"at":"2026-01-02T03:04:05Z","why":"no answer"}`},
+		{newReportRecord(Report{Waiting: "for n2", At: at, Copies: []CopyReport{{Node: 2, State: "away", Why: "w", Since: at, Done: 1, Total: 2}}}),
+			`{"format":1,"waiting":"for n2","copies":[{"node":"0000000000000002","state":"away","why":"w","since":"2026-01-02T03:04:05Z","done":1,"total":2}],"at":"2026-01-02T03:04:05Z"}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {
 			t.Errorf("stored as %s\nwant      %s", got, c.want)
@@ -91,6 +97,12 @@ func TestRecordsChecked(t *testing.T) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
+	for _, since := range []string{"", "3", "3.", ".17", "3.017", "16777216.0", "0.1099511627776", "3.17.1", "+3.17"} {
+		bad := `{"format":1,"since":"` + since + `","epoch":4,"at":"2026-01-02T03:04:05Z","why":""}`
+		if err := decode("k", []byte(bad), &staleRecord{}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
 	if err := decode("k", []byte(`{"format":1}`), &ringRecord{}); !errors.Is(err, ErrCorrupt) {
 		t.Error(err)
 	}
@@ -106,6 +118,8 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add(uint8(5), encode(newVolumeRecord(Volume{ID: 1, Size: 4096, Lineage: 2, Head: 3})))
 	f.Add(uint8(6), encode(newLayerRecord(Layer{Lineage: 1, Deleted: true, Pending: []ring.NodeID{4}})))
 	f.Add(uint8(7), encode(newAttachedRecord(Attached{Epoch: 1, Purpose: ForExport})))
+	f.Add(uint8(9), encode(newStaleRecord(Stale{Since: store.NewVersion(3, 17), Epoch: 4})))
+	f.Add(uint8(10), encode(newReportRecord(Report{Copies: []CopyReport{{Node: 2}}})))
 	f.Add(uint8(0), []byte(`{"format":2}`))
 	f.Fuzz(func(t *testing.T, kind uint8, value []byte) {
 		i := int(kind) % len(newRecords())

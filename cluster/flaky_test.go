@@ -238,7 +238,7 @@ func (m *flakyModel) step() error {
 		m.held = nil
 		return err
 	default:
-		err := m.held.Serving(ctx, []Incarnation{{Node: 1, Incarnation: 1}})
+		err := m.held.Serving(ctx, []Incarnation{{Node: 1, Incarnation: 1}}, nil)
 		m.serving = m.serving || err == nil
 		return err
 	}

@@ -85,8 +85,10 @@ func (a *Attachment) Renew(ctx context.Context) error {
 		return a.failed(a.resume(ctx))
 	}
 	if err == nil {
-		a.renewedAt(lease, sent)
 		err = a.stillOurs(ctx)
+	}
+	if err == nil { // not before: who has taken it by force counts on our stopping within a lease
+		a.renewedAt(lease, sent)
 	}
 	a.Held()
 	return a.failed(err)

@@ -44,7 +44,7 @@ func inRealTime(t *testing.T, slow time.Duration) (*Attachment, *brittleKV, *Clu
 	}
 	a, err := c.Attach(t.Context(), "vol1", holder(1), AttachOptions{})
 	if err == nil {
-		err = a.Serving(t.Context(), nil)
+		err = a.Serving(t.Context(), nil, nil)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +170,7 @@ func TestRenewAfterForce(t *testing.T) {
 	b := newBench(t, 2)
 	b.create(t, "vol1", 1)
 	a := b.attach(t, "vol1", holder(1))
-	if err := a.Serving(t.Context(), nil); err != nil {
+	if err := a.Serving(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Renew(t.Context()); err != nil {
@@ -184,5 +184,43 @@ func TestRenewAfterForce(t *testing.T) {
 	case <-a.Lost():
 	default:
 		t.Error("the attachment is not over")
+	}
+}
+
+// unreadKV answers renewals, and no reads while it is unread.
+type unreadKV struct {
+	KV
+	unread bool
+}
+
+func (k *unreadKV) Get(ctx context.Context, key string, at Revision) (Pair, Revision, error) {
+	if k.unread {
+		return Pair{}, 0, ErrUnavailable
+	}
+	return k.KV.Get(ctx, key, at)
+}
+
+// A renewal counts only if the volume was still ours after it: who has taken it
+// by force counts on our stopping within a lease.
+func TestRenewCountsFromStillOurs(t *testing.T) {
+	b := newBench(t, 1)
+	b.create(t, "vol1", 1)
+	a := b.attach(t, "vol1", holder(1))
+	if err := a.Serving(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	kv := &unreadKV{KV: b.kv, unread: true}
+	a.c.kv = kv
+	b.pass(6 * time.Second)
+	if err := a.Renew(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	b.pass(6 * time.Second)
+	if a.Held() {
+		t.Error("held for longer than a lease, though nobody said that it is still ours")
+	}
+	kv.unread = false
+	if err := a.Renew(t.Context()); err != nil || !a.Held() {
+		t.Errorf("%v", err)
 	}
 }

@@ -424,7 +424,7 @@ func TestClusterOverEtcd(t *testing.T) {
 	}
 	dying, err := manual.Attach(t.Context(), "vol1", holder(1), AttachOptions{})
 	if err == nil {
-		err = dying.Serving(t.Context(), nil)
+		err = dying.Serving(t.Context(), nil, nil)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,8 @@ type VolumeInfo struct {
 	Volume
 	Lineage  Lineage   // hides Volume.Lineage, which is Lineage.ID
 	Attached *Attached // nil: nobody holds it
+	Report   *Report   // of the holder; nil: there is none, or not yet
+	Stale    []Stale   // of the head layer
 }
 
 // CreateVolume makes a volume with its lineage and head layer. ErrExists if
@@ -222,6 +224,18 @@ func (c *Cluster) Volumes(ctx context.Context) ([]VolumeInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	reportPairs, _, err := c.readAll(ctx, keyReports, rev)
+	if err != nil {
+		return nil, err
+	}
+	reports, err := decodeAll(reportPairs, decodeReport)
+	if err != nil {
+		return nil, err
+	}
+	stale, err := c.staleBelow(ctx, keyStale, rev)
+	if err != nil {
+		return nil, err
+	}
 	infos := make([]VolumeInfo, 0, len(pairs))
 	for _, p := range pairs {
 		_, v, err := decodeVolume(p)
@@ -231,6 +245,14 @@ func (c *Cluster) Volumes(ctx context.Context) ([]VolumeInfo, error) {
 		info := VolumeInfo{Volume: v, Lineage: lineages[v.Lineage]}
 		if a, ok := attached[v.ID]; ok {
 			info.Attached = &a
+		}
+		if r, ok := reports[v.ID]; ok {
+			info.Report = &r
+		}
+		for _, s := range stale {
+			if s.Layer == v.Head {
+				info.Stale = append(info.Stale, s)
+			}
 		}
 		infos = append(infos, info)
 	}
@@ -267,6 +289,19 @@ func (c *Cluster) volume(ctx context.Context, name string) (info VolumeInfo, err
 		attached := a.attached(info.ID)
 		info.Attached = &attached
 	}
+	if err != nil {
+		return info, err
+	}
+	var told reportRecord
+	found, err = c.read(ctx, idKey(keyReports, info.ID), 0, &told)
+	if found {
+		report := told.report()
+		info.Report = &report
+	}
+	if err != nil {
+		return info, err
+	}
+	info.Stale, err = c.staleBelow(ctx, staleLayer(info.Head), 0)
 	return info, err
 }
 

@@ -96,7 +96,8 @@ func (t *tx) deleteVolume(ctx context.Context, v Volume) error {
 		return err
 	}
 	t.delete(keyVolumes + v.Name)
-	t.deletePrefix(idKey(keyIncarnations, v.ID) + "/")
+	t.deletePrefix(incarnationsOf(v.ID))
+	t.deletePrefix(staleLayer(v.Head)) // which nobody can lack any more
 	if len(l.Pending) == 0 {
 		t.delete(key)
 	} else {
@@ -118,7 +119,7 @@ func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
 		return nil, err
 	}
 	ids := r.IDs()
-	prefix := idKey(keyIncarnations, v.ID) + "/"
+	prefix := incarnationsOf(v.ID)
 	pairs, err := t.list(ctx, prefix)
 	if err != nil {
 		return nil, err

@@ -137,7 +137,7 @@ func TestRenameVolume(t *testing.T) {
 	_, err := b.Volume(t.Context(), "vol1")
 	wantErr(t, err, ErrNotFound, "volume vol1: not found")
 	b.create(t, "vol1", 1) // the old name is free
-	if err := a.Serving(t.Context(), nil); err != nil {
+	if err := a.Serving(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	info, err := b.Volume(t.Context(), "new")
@@ -169,7 +169,7 @@ func TestDeleteVolume(t *testing.T) {
 	}
 	// Node 9 had the volume in an earlier ring; node 8 had, and was removed.
 	b.register(t, 9)
-	if err := a.Serving(t.Context(), []Incarnation{{Node: 9, Identity: 1, Incarnation: 2}, {Node: 8, Identity: 1, Incarnation: 2}}); err != nil {
+	if err := a.Serving(t.Context(), []Incarnation{{Node: 9, Identity: 1, Incarnation: 2}, {Node: 8, Identity: 1, Incarnation: 2}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Detach(t.Context(), false); err != nil {

@@ -150,7 +150,7 @@ func (s *session) open(ctx context.Context) (*volume.Volume, error) {
 				c := f.Copies[n.id]
 				found = append(found, cluster.Incarnation{Node: n.id, Identity: c.Identity, Incarnation: c.Incarnation})
 			}
-			err := att.Serving(ctx, found)
+			err := att.Serving(ctx, found, nil)
 			if err == nil {
 				w.model.served(s)
 			}
