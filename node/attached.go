@@ -97,7 +97,8 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment) (*atta
 		ReadOnly:  n.readOnly,
 		MinCopies: att.MinCopies(),
 		Clean:     att.Volume.Clean, Recorded: recorded(att.Incarnations),
-		Serving: func(ctx context.Context, f volume.Found) error { return att.Serving(ctx, incarnations(f), nil) },
+		Stale:   staleCopies(att.Stale),
+		Records: staleRecords{att},
 		Logger:  n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
 	})
 	if err != nil {

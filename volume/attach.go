@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"torus/ring"
@@ -18,201 +20,392 @@ const (
 	maxAttachPause = 2 * time.Second
 )
 
+const (
+	// attachGrace is how long an attach waits for a node that it could do without:
+	// one that has just been started is spared a resync.
+	attachGrace = 5 * time.Second
+	// fencePatience bounds one fence, which may hang behind a disk that does.
+	fencePatience = 5 * time.Second
+)
+
+// An attaching is an attach under way.
+type attaching struct {
+	v     *Volume
+	o     Options
+	began time.Time
+	found Found // what earlier rounds repaired stays in it, as none sees it again
+
+	leftOut map[ring.NodeID]bool // of found.Stale, those that did not answer
+
+	mu     sync.Mutex            // guards what follows
+	failed map[ring.NodeID]error // of the round under way, or of the last one
+	// late are the members of a round of which some Adopt was not answered. It may
+	// still arrive, and no fence of the same epoch waits for it.
+	late map[ring.NodeID]Copy
+}
+
 // attach makes the copies ready to serve, and has the records say so. Where a
 // node can't be reached, or lost its power on the way, it begins again from the
-// start, as often as ctx allows: a fence is only ever raised, and a reconcile
-// only brings copies closer, so what was done is in vain and not wrong.
+// start: a fence is only ever raised, and a reconcile only brings copies closer,
+// so what was done is in vain and not wrong. A node that no chunk needs is left
+// out after a while, and recorded stale; others are waited for as long as ctx
+// allows.
 func (v *Volume) attach(ctx context.Context, o Options) error {
-	var found Found
+	nodes := nodesOf(o)
+	groups, err := v.place.init(o, nodes)
+	if err != nil {
+		return err
+	}
+	v.copies.groups, v.copies.nodes, v.copies.changed = groups, v.place.byID, make(chan struct{})
+	a := &attaching{v: v, o: o, began: time.Now()}
 	for pause := attachPause; ; pause = min(2*pause, maxAttachPause) {
-		err := v.reach(ctx, o, &found)
-		v.adopted = found.Repaired > 0
+		members, err := a.round(ctx)
 		if err == nil {
-			return v.record(ctx, o, found)
+			return a.record(ctx, members)
 		}
-		if !passing(err) {
+		if !passing(err) || ctx.Err() != nil {
 			return err
 		}
 		v.log.Warn("attaching begins again", "volume", v.id, "err", err)
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("%w: %w", ctx.Err(), err)
-		case <-timer.C:
+		if wait := time.Until(a.grace()); wait > 0 {
+			pause = min(pause, wait)
+		}
+		if ended := sleep(ctx, pause); ended != nil {
+			return fmt.Errorf("%w: %w", ended, err)
 		}
 	}
 }
+
+// nodesOf returns the nodes that o's chunks can lie on, by ID, none of them reached.
+func nodesOf(o Options) []*node {
+	ids := slices.Sorted(slices.Values(o.Nodes))
+	nodes := make([]*node, len(ids))
+	for i, id := range ids {
+		nodes[i] = &node{id: id, wake: make(chan struct{}, 1)}
+		nodes[i].view.Store(&view{state: away})
+	}
+	return nodes
+}
+
+// A nodeError is what one node answered.
+type nodeError struct {
+	id  ring.NodeID
+	err error
+}
+
+// Error names the node before the cause.
+func (e *nodeError) Error() string { return fmt.Sprintf("node %v: %v", e.id, e.err) }
+
+// Unwrap returns the cause.
+func (e *nodeError) Unwrap() error { return e.err }
 
 // passing reports whether an attach that failed with err may succeed when it
 // is tried again under the same epoch.
 func passing(err error) bool {
-	if errors.Is(err, store.ErrFenced) {
-		return false
+	var of *nodeError
+	return errors.As(err, &of) && !errors.Is(err, store.ErrFenced) && !errors.Is(err, store.ErrInvalid)
+}
+
+// grace returns until when every node is waited for. Before HeldUntil a node that
+// was not fenced may still answer reads of the last holder.
+func (a *attaching) grace() time.Time {
+	until := a.began.Add(attachGrace)
+	if a.o.HeldUntil.After(until) {
+		return a.o.HeldUntil
 	}
-	return errors.Is(err, store.ErrUnreachable) || errors.Is(err, store.ErrIncarnation)
+	return until
 }
 
 // record has the caller's transaction record what was found. Only after it I/O
-// may be served.
-func (v *Volume) record(ctx context.Context, o Options, found Found) error {
-	if found.UnflushedGone {
-		v.log.Warn("machines stopped, or a sync failed, while the volume was served: writes that were not flushed may be gone",
-			"volume", v.id, "nodes", found.Reborn)
+// may be served, by the members.
+func (a *attaching) record(ctx context.Context, members []*member) error {
+	if a.found.UnflushedGone {
+		a.v.log.Warn("machines stopped, or a sync failed, while the volume was served: writes that were not flushed may be gone",
+			"volume", a.v.id, "nodes", a.found.Reborn)
 	}
-	if o.Serving == nil {
-		return nil
+	for _, s := range a.found.Stale {
+		a.v.log.Warn("a copy is left out, it misses what is written from here on", "volume", a.v.id, "node", s.Node,
+			"layer", s.Layer, "since", s.Since, "why", s.Why)
 	}
-	return o.Serving(ctx, found)
+	if a.o.Records != nil {
+		if err := a.o.Records.Serving(ctx, a.found); err != nil {
+			return err
+		}
+	}
+	a.serve(members)
+	return nil
 }
 
-// member is a node while the volume is attached.
+// member is a node that the attach goes on with: its copy is in sync.
 type member struct {
 	*node
-	store    store.Store
-	now      Copy
+	attempt  *attempt
+	replica  store.Replica
 	standing standing
 
 	stable   store.Version  // the head's mark, as it was last told here
 	unstable []store.Extent // of the head, above every node's mark; in order
 }
 
-// reach fences every node, brings their copies to one value and makes that
-// durable, in this order, each step on all nodes before the next:
+// round fences every node that is not recorded stale, brings the copies of those
+// it can go on with to one value and makes that durable, in this order, each step
+// on all nodes before the next:
 //
 //	fence ─► judge ─► marks ─► unstable extents ─► reconcile unless clean ─► sync
 //
 // All fences stand before anything is asked: what a node answers then is what
-// it has, no lower epoch adds to it (N1).
-func (v *Volume) reach(ctx context.Context, o Options, found *Found) error {
-	members := v.members(o)
+// it has, no lower epoch adds to it (N1). A stale copy needs none here: whoever
+// held the volume before takes it for stale too, and can't record otherwise.
+func (a *attaching) round(ctx context.Context) ([]*member, error) {
+	v := a.v
+	members, err := a.reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.sameAsBefore(members); err != nil {
+		return nil, err
+	}
 	each := func(do func(m *member) error) error {
 		errs := make([]error, len(members))
-		parallel(len(members), maxCalls, func(i int) {
-			if err := do(members[i]); err != nil {
-				errs[i] = fmt.Errorf("node %v: %w", members[i].id, err)
-			}
-		})
+		parallel(len(members), maxCalls, func(i int) { errs[i] = a.blame(members[i].id, do(members[i])) })
 		return errors.Join(errs...)
 	}
-	if err := each(func(m *member) error { return v.fence(ctx, m) }); err != nil {
-		return err
-	}
-	if err := each(func(m *member) (err error) {
-		m.standing, err = judge(o.Recorded, m.id, m.now, o.Clean)
-		return err
-	}); err != nil {
-		return err
-	}
-	if err := v.place.init(o, nodesOf(members)); err != nil {
-		return err
-	}
 	if err := each(func(m *member) error { return v.prepare(ctx, m) }); err != nil {
-		return err
+		return nil, err
 	}
 	mark := slices.MaxFunc(members, func(a, b *member) int { return cmp.Compare(a.stable, b.stable) }).stable
-	if err := each(func(m *member) error { return v.collect(ctx, m, mark, !o.Clean) }); err != nil {
-		return err
+	if err := each(func(m *member) error { return v.collect(ctx, m, mark, !a.o.Clean) }); err != nil {
+		return nil, err
 	}
-	if !o.Clean {
-		if err := v.reconcile(ctx, members, found); err != nil {
-			return err
+	if !a.o.Clean {
+		if err := a.reconcile(ctx, members); err != nil {
+			return nil, err
 		}
 	}
 	// Also where there was nothing to bring: what all copies have alike may not
 	// be durable on any, and is about to be read (I6).
 	if err := each(func(m *member) error { return m.replica.Sync(ctx) }); err != nil {
-		return err
+		return nil, err
 	}
-	found.take(members)
+	a.take(members, mark)
+	return members, nil
+}
+
+// blame notes that a node failed with err, for the next round, and names it.
+func (a *attaching) blame(id ring.NodeID, err error) error {
+	if err == nil {
+		return nil
+	}
+	// One that was started anew meanwhile answers, and is no worse for that.
+	if !errors.Is(err, store.ErrIncarnation) && !errors.Is(err, context.Canceled) {
+		a.mu.Lock()
+		a.failed[id] = err
+		a.mu.Unlock()
+	}
+	return &nodeError{id, err}
+}
+
+// reach fences the nodes that are not recorded stale and returns those that the
+// attach goes on with. The error says which have to be waited for.
+func (a *attaching) reach(ctx context.Context) ([]*member, error) {
+	leave := a.o.Records != nil && !time.Now().Before(a.grace())
+	before := a.failed
+	a.failed = make(map[ring.NodeID]error)
+	all := a.candidates()
+	errs := make([]error, len(all))
+	parallel(len(all), maxCalls, func(i int) {
+		if err := before[all[i].id]; leave && err != nil {
+			errs[i] = a.blame(all[i].id, err) // it was fenced, and then failed
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, fencePatience)
+		defer cancel()
+		errs[i] = a.blame(all[i].id, a.v.fence(ctx, all[i]))
+	})
+	if err := errors.Join(errs...); err != nil && !passing(err) {
+		return nil, err
+	}
+	return a.choose(all, errs, leave)
+}
+
+// candidates are the nodes that are not recorded stale, by ID, not yet reached.
+func (a *attaching) candidates() []*member {
+	var all []*member
+	for _, n := range a.v.place.nodes {
+		if !slices.ContainsFunc(a.o.Stale, func(s Stale) bool { return s.Node == n.id }) {
+			all = append(all, &member{node: n})
+		}
+	}
+	return all
+}
+
+// choose judges the nodes, of which errs say how their fences went, and returns
+// those whose copies are in sync. found gets those that are left out.
+func (a *attaching) choose(all []*member, errs []error, leave bool) ([]*member, error) {
+	a.found.Stale, a.leftOut = nil, make(map[ring.NodeID]bool)
+	standings := make(map[ring.NodeID]standing)
+	for _, s := range a.o.Stale {
+		standings[s.Node] = stale
+	}
+	var members []*member
+	var others, away []error
+	for i, m := range all {
+		if errs[i] != nil {
+			standings[m.id], away, a.leftOut[m.id] = absent, append(away, errs[i]), true
+			a.found.Stale = append(a.found.Stale, Stale{Node: m.id, Layer: a.v.chain[0], Why: errs[i].Error()})
+			continue
+		}
+		var err error
+		if m.standing, err = judge(a.o.Recorded, m.id, m.attempt.copy, a.o.Clean); m.standing == stale {
+			others = append(others, fmt.Errorf("node %v: %w", m.id, err))
+			for _, l := range a.v.chain {
+				a.found.Stale = append(a.found.Stale, Stale{Node: m.id, Layer: l, Why: err.Error()})
+			}
+		} else {
+			members = append(members, m)
+		}
+		standings[m.id] = m.standing
+	}
+	wait, err := mayServe(a.v.copies.groups, standings)
+	switch {
+	case err != nil:
+		return nil, errors.Join(append(others, err)...)
+	case len(others) > 0 && a.o.Records == nil:
+		return nil, errors.Join(others...) // nobody to write down that it is to be repaired
+	case len(wait) > 0:
+		for _, id := range wait {
+			delete(a.failed, id)
+		}
+		return nil, errors.Join(away...)
+	case len(away) > 0 && !leave:
+		return nil, errors.Join(away...)
+	}
+	return members, nil
+}
+
+// sameAsBefore returns ErrAgain where an Adopt of an earlier round may still
+// arrive, and the members of that round are not all there as they were: what it
+// brings came from one of them, and may be what none of these has.
+func (a *attaching) sameAsBefore(members []*member) error {
+	now := copiesOf(members)
+	for id, c := range a.late {
+		if now[id] != c {
+			return fmt.Errorf("%w: node %v was lost while copies were brought to one value", ErrAgain, id)
+		}
+	}
 	return nil
+}
+
+func copiesOf(members []*member) map[ring.NodeID]Copy {
+	copies := make(map[ring.NodeID]Copy, len(members))
+	for _, m := range members {
+		copies[m.id] = m.attempt.copy
+	}
+	return copies
 }
 
 // reconcile makes the copies equal and adds to found what that showed, which an
 // attach that begins again would not see any more.
-func (v *Volume) reconcile(ctx context.Context, members []*member, found *Found) error {
-	gone, err := v.lostPower(ctx, members)
-	if err != nil {
-		return err
+func (a *attaching) reconcile(ctx context.Context, members []*member) error {
+	gone := lostPower(a.v.copies.groups, members)
+	r := newReconcile(a, members)
+	err := r.run(ctx)
+	repaired := r.repaired.Load()
+	a.found.Repaired += repaired
+	if repaired > 0 {
+		a.v.adopted.Store(true)
 	}
-	r := newReconcile(v, members)
-	err = r.run(ctx)
-	found.Repaired += r.repaired.Load()
-	found.UnflushedGone = found.UnflushedGone || gone || r.gone.Load()
+	a.found.UnflushedGone = a.found.UnflushedGone || gone || r.gone.Load()
+	if r.late.Load() {
+		a.late = copiesOf(members)
+	}
 	return err
 }
 
 // lostPower reports whether the pages of some chunk have no whole copy: what was
 // acknowledged there and not flushed may be gone (Attach 4).
-func (v *Volume) lostPower(ctx context.Context, members []*member) (bool, error) {
-	lost := make(map[ring.NodeID]bool)
+func lostPower(groups [][]ring.NodeID, members []*member) bool {
+	kept := make(map[ring.NodeID]bool)
+	for _, m := range members {
+		kept[m.id] = m.standing == whole
+	}
+	return slices.ContainsFunc(groups, func(group []ring.NodeID) bool {
+		return !slices.ContainsFunc(group, func(id ring.NodeID) bool { return kept[id] })
+	})
+}
+
+// take enters the copies as they are now into found, whatever was found of them
+// before. What is left out has all up to mark, which was told when every copy in
+// sync had that durable; but nothing of a volume that was never served.
+func (a *attaching) take(members []*member, mark store.Version) {
+	a.found.Copies, a.found.Reborn = copiesOf(members), nil
 	for _, m := range members {
 		if m.standing == reborn {
-			lost[m.id] = true
+			a.found.Reborn = append(a.found.Reborn, m.id)
 		}
 	}
-	if len(lost) < v.place.minCopies {
-		return false, nil // a chunk has at least so many
-	}
-	for off := int64(0); off < v.size && len(lost) < len(members); off += store.ChunkSize {
-		if err := ctx.Err(); err != nil {
-			return false, err
-		}
-		copies, err := v.place.copies(ring.ChunkIndex(off / store.ChunkSize))
-		if err != nil {
-			return false, err
-		}
-		if !slices.ContainsFunc(copies, func(id ring.NodeID) bool { return !lost[id] }) {
-			return true, nil
+	for i := range a.found.Stale {
+		if s := &a.found.Stale[i]; a.leftOut[s.Node] && len(a.o.Recorded) > 0 {
+			s.Since = mark
 		}
 	}
-	return len(lost) == len(members), nil
 }
 
-// members are the nodes of o, by ID, not yet reached.
-func (v *Volume) members(o Options) []*member {
-	members := make([]*member, 0, len(o.Stores))
-	for id, s := range o.Stores {
-		members = append(members, &member{node: &node{id: id}, store: s})
+// serve makes the members the copies that requests go to; all other nodes are
+// stale, and their tenders see to them.
+func (a *attaching) serve(members []*member) {
+	v, c := a.v, &a.v.copies
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recorded = maps.Clone(a.o.Recorded)
+	if c.recorded == nil {
+		c.recorded = make(map[ring.NodeID]Copy)
 	}
-	slices.SortFunc(members, func(a, b *member) int { return cmp.Compare(a.id, b.id) })
-	return members
-}
-
-func nodesOf(members []*member) []*node {
-	nodes := make([]*node, len(members))
-	for i, m := range members {
-		nodes[i] = m.node
+	maps.Copy(c.recorded, a.found.Copies)
+	for _, s := range slices.Concat(a.o.Stale, a.found.Stale) {
+		n := v.place.node(s.Node)
+		if n.since == nil {
+			n.since = make(map[store.LayerID]store.Version)
+		}
+		if since, is := n.since[s.Layer]; !is || s.Since < since {
+			n.since[s.Layer] = s.Since
+		}
+		n.why, n.when = errors.New(s.Why), time.Now()
 	}
-	return nodes
-}
-
-// take enters the nodes as they are now, whatever was found of them before.
-func (f *Found) take(members []*member) {
-	f.Copies, f.Reborn = make(map[ring.NodeID]Copy, len(members)), nil
 	for _, m := range members {
-		f.Copies[m.id] = m.now
-		if m.standing == reborn {
-			f.Reborn = append(f.Reborn, m.id)
-		}
+		m.attempt.begin(v.ctx)
+		v.turn(m.node, inSync, m.attempt)
 	}
 }
 
-// fence attaches a node, and asks which store it is. The replica's incarnation is
-// the one that counts: it answers in no other, so should the store be replaced
-// between the two questions, the next one begins the attach again (N2).
-func (v *Volume) fence(ctx context.Context, m *member) error {
-	r, err := m.store.Attach(ctx, v.id, v.epoch)
-	if err != nil {
+// fence attaches a node. The replica's incarnation is the one that counts: it
+// answers in no other, so should the store be replaced between the two questions,
+// the next one begins the attach again (N2).
+func (v *Volume) fence(ctx context.Context, m *member) (err error) {
+	if m.attempt, err = v.attachNode(ctx, m.id); err != nil {
 		return err
 	}
-	st, err := m.store.Stat(ctx)
-	if err != nil {
-		return err
-	}
-	m.replica, m.now = r, Copy{Identity: st.Identity, Incarnation: r.Incarnation()}
-	m.starter, _ = r.(store.Starter)
+	m.replica = m.attempt.replica
 	return nil
+}
+
+// attachNode attaches a node's store as it is now, and asks which it is.
+func (v *Volume) attachNode(ctx context.Context, id ring.NodeID) (*attempt, error) {
+	s, err := v.dial(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.Attach(ctx, v.id, v.epoch)
+	if err != nil {
+		return nil, err
+	}
+	st, err := s.Stat(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at := &attempt{store: s, replica: r, copy: Copy{Identity: st.Identity, Incarnation: r.Incarnation()}, dirty: new(dirtiness)}
+	at.starter, _ = r.(store.Starter)
+	return at, nil
 }
 
 // prepare makes the head known on a node and asks up to where it is stable.
@@ -224,7 +417,7 @@ func (v *Volume) prepare(ctx context.Context, m *member) error {
 	if err := m.replica.Create(ctx, head, parent); err != nil {
 		return err
 	}
-	for l, err := range m.store.Layers(ctx) {
+	for l, err := range m.attempt.store.Layers(ctx) {
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"testing"
 
@@ -22,8 +23,66 @@ type nodes struct {
 	stores []store.Store
 	copies int
 
-	recorded map[ring.NodeID]Copy // by the Open that served last
-	found    Found                // by it
+	recorded              map[ring.NodeID]Copy // by the Open that served last
+	found                 Found                // by it
+	stale                 map[ring.NodeID]map[store.LayerID]store.Version
+	hookServing           func(Found) error
+	hookStale, hookInSync func() error
+}
+
+type memRecords nodes
+
+func (r *memRecords) Serving(_ context.Context, f Found) error {
+	if r.hookServing != nil {
+		if err := r.hookServing(f); err != nil {
+			return err
+		}
+	}
+	r.found = f
+	if r.recorded == nil {
+		r.recorded = map[ring.NodeID]Copy{}
+	}
+	r.recorded = maps.Clone(r.recorded)
+	maps.Copy(r.recorded, f.Copies)
+	for _, s := range f.Stale {
+		r.put(s.Node, s.Layer, s.Since)
+	}
+	return nil
+}
+
+func (r *memRecords) put(n ring.NodeID, l store.LayerID, since store.Version) {
+	if r.stale == nil {
+		r.stale = map[ring.NodeID]map[store.LayerID]store.Version{}
+	}
+	if r.stale[n] == nil {
+		r.stale[n] = map[store.LayerID]store.Version{}
+	}
+	if was, is := r.stale[n][l]; !is || since < was {
+		r.stale[n][l] = since
+	}
+}
+
+func (r *memRecords) Stale(_ context.Context, n ring.NodeID, why string, since map[store.LayerID]store.Version) error {
+	if r.hookStale != nil {
+		if err := r.hookStale(); err != nil {
+			return err
+		}
+	}
+	for l, s := range since {
+		r.put(n, l, s)
+	}
+	return nil
+}
+
+func (r *memRecords) InSync(_ context.Context, n ring.NodeID, now Copy, layers []store.LayerID) error {
+	if r.hookInSync != nil {
+		if err := r.hookInSync(); err != nil {
+			return err
+		}
+	}
+	delete(r.stale, n)
+	r.recorded[n] = now
+	return nil
 }
 
 // newNodes makes n empty nodes for volumes of so many copies. With a nil rng
@@ -54,9 +113,11 @@ func (c *nodes) start() {
 func (c *nodes) options(e store.Epoch, size int64) Options {
 	o := Options{ID: testVolume, Epoch: e, Chain: []store.LayerID{testHead}, Size: size, Stores: map[ring.NodeID]store.Store{}}
 	o.Recorded = c.recorded
-	o.Serving = func(_ context.Context, f Found) error {
-		c.found, c.recorded = f, f.Copies
-		return nil
+	o.Records = (*memRecords)(c)
+	for id, layers := range c.stale {
+		for l, since := range layers {
+			o.Stale = append(o.Stale, Stale{Node: id, Layer: l, Since: since})
+		}
 	}
 	places := make([][]ring.NodeID, len(c.stores))
 	for i, s := range c.stores {

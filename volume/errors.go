@@ -24,6 +24,14 @@ var (
 	// ErrOtherStore: a node has not the store that had the volume's copy, and so
 	// nothing of it (N3).
 	ErrOtherStore = errors.New("not the store that had the copy")
+	// ErrNoCopy: no copy of some chunk is in sync.
+	ErrNoCopy = errors.New("no copy in sync")
+	// ErrAgain: the volume has to be attached again, under a new epoch.
+	ErrAgain = errors.New("attach again")
+	// ErrLost, of Records: another holder has the volume.
+	ErrLost = errors.New("the volume has another holder")
+	// ErrNotDone, of Records: the transaction was not done, and never will be.
+	ErrNotDone = errors.New("not recorded")
 	// ErrSequence: the attachment has given all its versions; the volume must
 	// be attached under another epoch before it can be written again.
 	ErrSequence = errors.New("no versions left in this epoch")

@@ -82,17 +82,12 @@ func (v *Volume) extentBatch(off, end int64) ([]Extent, error) {
 }
 
 // runExtents asks the copies of a run in turn until one can say what is there.
-func (v *Volume) runExtents(off, end int64, copies []ring.NodeID) ([]Extent, error) {
-	for i := 0; ; i++ {
-		n := v.place.node(copies[i])
-		batch, err := v.overlay(n.replica, off, end)
-		if err == nil {
-			return batch, nil
-		}
-		if err := v.readFailed(n, off, err, len(copies)-i-1); err != nil {
-			return nil, err
-		}
-	}
+func (v *Volume) runExtents(off, end int64, copies []ring.NodeID) (batch []Extent, err error) {
+	err = v.ask(off, copies, func(at *attempt) (err error) {
+		batch, err = v.overlay(at.replica, off, end)
+		return err
+	})
+	return batch, err
 }
 
 // cursor walks through one layer's extents.

@@ -406,19 +406,6 @@ func TestCorruptPage(t *testing.T) {
 	}
 }
 
-// TestOpenNeedsEveryNode, by name.
-func TestOpenNeedsEveryNode(t *testing.T) {
-	for _, fault := range []string{"attaches fail", "creates fail", "syncs fail", "unstables fail", "lists fail"} {
-		c := newNodes(3, 3, nil)
-		f := faulty(c)
-		inject(f[1], fault+" once")
-		_, err := Open(t.Context(), c.options(1, 1<<20))
-		if !errors.Is(err, store.ErrFailed) || !strings.Contains(err.Error(), "node 0000000000000002") {
-			t.Errorf("%s: %v", fault, err)
-		}
-	}
-}
-
 // TestMarkFailure: a mark that is not told does no harm; an end of the
 // attachment that shows there is one.
 func TestMarkFailure(t *testing.T) {

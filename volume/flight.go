@@ -116,6 +116,10 @@ func (f *flight) finish(off, end int64, version store.Version) {
 	s.mu.Unlock()
 }
 
+// awaitPlanned returns when every write that was in flight has ended: later ones
+// see the states of the nodes as they are now.
+func (f *flight) awaitPlanned() { f.await(0, store.MaxVolumeSize, f.given()) }
+
 // given returns the version given last.
 func (f *flight) given() store.Version { return store.Version(f.last.Load()) }
 

@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
+	"torus/ring"
 	"torus/store"
 )
 
@@ -19,14 +21,17 @@ const (
 
 // Open fences the volume on every node against all lower epochs, makes the head
 // layer known where it is not, brings the copies to one value where the last
-// attachment did not end cleanly (I6), makes it durable, has Options.Serving
-// record that, and serves. Every node must answer: one that can't be reached, or
-// is started anew meanwhile, is tried again until ctx ends. ctx bounds the
-// opening only.
+// attachment did not end cleanly (I6), makes it durable, has Options.Records
+// record that, and serves. A node that can't be reached, or is started anew
+// meanwhile, is tried again: for some seconds if each chunk has a copy without it
+// that has all, then it is left out and recorded stale; else until ctx ends. ctx
+// bounds the opening only. Copies that are stale are brought up to date while
+// the volume serves.
 //
 // store.ErrFenced if a node knows a higher epoch, store.ErrInvalid for options
-// out of bounds, or an epoch that has been used, ErrOtherStore if a node has not
-// the store that was recorded.
+// out of bounds, or an epoch that has been used, ErrNoCopy if some chunk has no
+// copy in sync left, also ErrOtherStore if that is as nodes have not the stores
+// that were recorded. ErrAgain: to be opened under a new epoch.
 func Open(ctx context.Context, o Options) (*Volume, error) {
 	if err := o.complete(); err != nil {
 		return nil, &Error{Op: "open", Volume: o.ID, N: -1, Err: err}
@@ -40,11 +45,15 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		log:      o.Logger,
 		gate:     newGate(),
 		flight:   newFlight(o.Epoch),
+		records:  o.Records,
+		dial:     o.Dial,
 	}
+	v.pace = newPace(v.requests, o.RepairRate)
+	v.ctx, v.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := v.attach(ctx, o); err != nil {
+		v.cancel()
 		return nil, v.wrap("open", 0, -1, err)
 	}
-	v.ctx, v.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	v.flush.init()
 	v.settle.init(o.SyncBytes, o.SyncEvery)
 	if !o.Clean {
@@ -56,6 +65,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 			return nil, v.wrap("open", 0, -1, err)
 		}
 	}
+	v.tendAll()
 	if !v.readOnly {
 		v.settle.running.Go(v.settleLoop)
 	}
@@ -70,6 +80,13 @@ func (o *Options) complete() error {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Dial == nil {
+		stores := o.Stores
+		o.Dial = func(_ context.Context, id ring.NodeID) (store.Store, error) { return stores[id], nil }
+	}
+	if len(o.Nodes) == 0 {
+		o.Nodes = slices.Sorted(maps.Keys(o.Stores))
+	}
 	switch {
 	case o.Epoch == 0 || o.Epoch > store.MaxEpoch:
 		return fmt.Errorf("%w: epoch %v is not in [1, %v]", store.ErrInvalid, o.Epoch, store.MaxEpoch)
@@ -78,13 +95,13 @@ func (o *Options) complete() error {
 	case o.Size <= 0 || o.Size%store.PageSize != 0 || o.Size > store.MaxVolumeSize:
 		return fmt.Errorf("%w: size %d is not a multiple of %d in [%d, %d]", store.ErrInvalid,
 			o.Size, store.PageSize, store.PageSize, int64(store.MaxVolumeSize))
-	case len(o.Stores) == 0:
+	case len(o.Nodes) == 0:
 		return fmt.Errorf("%w: no stores", store.ErrInvalid)
-	case o.Place == nil && len(o.Stores) > 1:
-		return fmt.Errorf("%w: %d stores and no placement", store.ErrInvalid, len(o.Stores))
-	case o.MinCopies < 1 || o.MinCopies > len(o.Stores):
+	case o.Place == nil && len(o.Nodes) > 1:
+		return fmt.Errorf("%w: %d stores and no placement", store.ErrInvalid, len(o.Nodes))
+	case o.MinCopies < 1 || o.MinCopies > len(o.Nodes):
 		return fmt.Errorf("%w: min-copies %d is not in [1, %d], the number of stores", store.ErrInvalid,
-			o.MinCopies, len(o.Stores))
+			o.MinCopies, len(o.Nodes))
 	case o.SyncBytes < 0 || o.SyncEvery < 0:
 		return fmt.Errorf("%w: sync every %d bytes, %v", store.ErrInvalid, o.SyncBytes, o.SyncEvery)
 	}

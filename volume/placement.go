@@ -3,21 +3,10 @@ package volume
 import (
 	"fmt"
 	"slices"
-	"sync/atomic"
 
 	"torus/ring"
 	"torus/store"
 )
-
-// node is one node as this attachment sees it.
-type node struct {
-	id      ring.NodeID
-	replica store.Replica
-	starter store.Starter // replica, where that is one, or nil
-
-	answered atomic.Uint64 // writes answered that a sync must cover: all but FUA
-	synced   uint64        // answered, as of the last sync; the flusher's
-}
 
 // placement finds the copies of a chunk. Later it will tell apart which copies
 // are written and which are read: stale ones, and those of a target ring.
@@ -36,7 +25,7 @@ const placementProbes = 1024
 
 // init sets up the placement over the attached nodes and tries it on chunks all
 // over the volume.
-func (p *placement) init(o Options, nodes []*node) error {
+func (p *placement) init(o Options, nodes []*node) (groups [][]ring.NodeID, err error) {
 	p.nodes, p.place, p.minCopies = nodes, o.Place, o.MinCopies
 	p.byID = make(map[ring.NodeID]*node, len(nodes))
 	for _, n := range nodes {
@@ -50,13 +39,16 @@ func (p *placement) init(o Options, nodes []*node) error {
 	for c := int64(0); c < chunks; c += step {
 		ids, err := p.copies(ring.ChunkIndex(c))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if id, twice := repeated(ids); twice {
-			return fmt.Errorf("%w: chunk %v is placed on node %v twice", store.ErrInvalid, ring.ChunkIndex(c), id)
+			return nil, fmt.Errorf("%w: chunk %v is placed on node %v twice", store.ErrInvalid, ring.ChunkIndex(c), id)
+		}
+		if !slices.ContainsFunc(groups, func(g []ring.NodeID) bool { return sameNodes(g, ids) }) {
+			groups = append(groups, ids)
 		}
 	}
-	return nil
+	return groups, nil
 }
 
 // repeated returns an ID that is among ids twice, and whether there is one.

@@ -136,16 +136,42 @@ func (v *Volume) readPages(off int64, p []byte) error {
 	return firstError(parts)
 }
 
-// readRun reads pages that lie on the same copies from the first that has them sound.
+// readRun reads pages that lie on the same copies from the first in sync that has
+// them sound. Where none is in sync it waits for one.
 func (v *Volume) readRun(off int64, p []byte, copies []ring.NodeID) error {
-	for i := 0; ; i++ {
-		n := v.place.node(copies[i])
-		err := n.replica.Read(v.ctx, v.chain, off, p, nil)
-		if err == nil {
-			return nil
+	return v.ask(off, copies, func(at *attempt) error { return at.replica.Read(at.ctx, v.chain, off, p, nil) })
+}
+
+// ask asks the copies in sync, nearest first, until one answers.
+func (v *Volume) ask(off int64, copies []ring.NodeID, ask func(at *attempt) error) error {
+	for {
+		gen := v.copies.gen.Load()
+		var asked *node
+		var w *view
+		var err error
+		for i, id := range copies {
+			n := v.place.node(id)
+			if w = n.view.Load(); w.state != inSync {
+				continue
+			}
+			asked = n
+			if err = ask(w.at); err == nil {
+				return nil
+			}
+			others := 0
+			for _, id := range copies[i+1:] {
+				if v.place.node(id).view.Load().state == inSync {
+					others++
+				}
+			}
+			if err := v.readFailed(n, off, err, others); err != nil {
+				return err
+			}
 		}
-		if err := v.readFailed(n, off, err, len(copies)-i-1); err != nil {
-			return err
+		if asked == nil || err != nil {
+			if err := v.await(gen); err != nil {
+				return err
+			}
 		}
 	}
 }

@@ -27,15 +27,17 @@ const (
 // The sealed layers are equal: they were flushed on all copies before they were
 // sealed, and have not changed since (I10).
 //
-// Here stale copies will be left out, and those that can't be reached once each
-// chunk has a whole one (Attach 4); today all must be there.
+// Stale copies are left out, and with them those that can't be reached, once each
+// chunk has a whole one or all (Attach 4).
 type reconcile struct {
+	a       *attaching
 	v       *Volume
 	members []*member
 	byID    map[ring.NodeID]int // in members
 
 	repaired atomic.Int64 // bytes brought to copies
 	gone     atomic.Bool  // Found.UnflushedGone, for a corrupt page
+	late     atomic.Bool  // some Adopt was not answered: it may arrive yet
 }
 
 // difference is a run of pages that not all copies have alike.
@@ -44,17 +46,18 @@ type difference struct {
 	have, lack   []*member // the copies that do and that don't, nearest first
 }
 
-func newReconcile(v *Volume, members []*member) *reconcile {
-	r := &reconcile{v: v, members: members, byID: make(map[ring.NodeID]int, len(members))}
+func newReconcile(a *attaching, members []*member) *reconcile {
+	r := &reconcile{a: a, v: a.v, members: members, byID: make(map[ring.NodeID]int, len(members))}
 	for i, m := range members {
 		r.byID[m.id] = i
 	}
 	return r
 }
 
-// run repairs all differences, several at a time, until the first error.
+// run repairs all differences, several at a time, until the first error. What is
+// under way then is not cut off: an Adopt without an answer would be a late one.
 func (r *reconcile) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	going, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	work := make(chan difference)
 	var workers sync.WaitGroup
@@ -62,7 +65,7 @@ func (r *reconcile) run(ctx context.Context) error {
 		workers.Go(func() {
 			var b pieceBuffer
 			for d := range work {
-				if ctx.Err() != nil {
+				if going.Err() != nil {
 					continue
 				}
 				if err := r.repair(ctx, d, &b); err != nil {
@@ -73,12 +76,12 @@ func (r *reconcile) run(ctx context.Context) error {
 	}
 	err := r.differences(func(d difference) bool {
 		work <- d
-		return ctx.Err() == nil
+		return going.Err() == nil
 	})
 	close(work)
 	workers.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if going.Err() != nil {
+		return context.Cause(going)
 	}
 	return err
 }
@@ -100,7 +103,7 @@ func (r *reconcile) differences(yield func(difference) bool) error {
 			if err != nil {
 				return err
 			}
-			d := r.compare(state, copies)
+			d := r.compare(state, r.among(copies))
 			for d.Off = off; len(d.lack) > 0 && d.Off < stop; d.Off += d.N {
 				d.N = stop - d.Off
 				if d.Kind == store.Data {
@@ -115,18 +118,29 @@ func (r *reconcile) differences(yield func(difference) bool) error {
 	}
 }
 
-// compare says which of the copies lack the highest version that one has.
-func (r *reconcile) compare(state []store.Extent, copies []ring.NodeID) difference {
-	has := make([]store.Extent, len(copies))
-	for i, id := range copies {
-		has[i] = state[r.byID[id]]
+// among returns which members a chunk's copies are, at least one (mayServe).
+func (r *reconcile) among(copies []ring.NodeID) []int {
+	var among []int
+	for _, id := range copies {
+		if i, is := r.byID[id]; is {
+			among = append(among, i)
+		}
+	}
+	return among
+}
+
+// compare says which of the members named lack the highest version that one has.
+func (r *reconcile) compare(state []store.Extent, among []int) difference {
+	has := make([]store.Extent, len(among))
+	for i, m := range among {
+		has[i] = state[m]
 	}
 	d := difference{Extent: highest(has)}
-	for i, id := range copies {
-		if m := r.members[r.byID[id]]; same(has[i], d.Extent) {
-			d.have = append(d.have, m)
+	for i, m := range among {
+		if same(has[i], d.Extent) {
+			d.have = append(d.have, r.members[m])
 		} else {
-			d.lack = append(d.lack, m)
+			d.lack = append(d.lack, r.members[m])
 		}
 	}
 	return d
@@ -183,12 +197,12 @@ func (r *reconcile) repair(ctx context.Context, d difference, b *pieceBuffer) er
 func (r *reconcile) read(ctx context.Context, m *member, e store.Extent, b *pieceBuffer) error {
 	p, info := b.of(e.N)
 	if err := m.replica.Read(ctx, r.v.chain[:1], e.Off, p, info); err != nil {
-		return fmt.Errorf("node %v: %w", m.id, err)
+		return r.a.blame(m.id, err)
 	}
 	for i := range info {
 		if info[i].Kind != e.Kind || info[i].Version != e.Version {
-			return fmt.Errorf("node %v lists %v, but has %v %v at %d", m.id, e,
-				info[i].Kind, info[i].Version, e.Off+int64(i)*store.PageSize)
+			return r.a.blame(m.id, fmt.Errorf("lists %v, but has %v %v at %d", e,
+				info[i].Kind, info[i].Version, e.Off+int64(i)*store.PageSize))
 		}
 	}
 	return nil
@@ -199,11 +213,24 @@ func (r *reconcile) adopt(ctx context.Context, e store.Extent, p []byte, to []*m
 	errs := make([]error, len(to))
 	parallel(len(to), maxCalls, func(i int) {
 		if err := to[i].replica.Adopt(ctx, r.v.chain[0], e, p); err != nil {
-			errs[i] = fmt.Errorf("node %v: %w", to[i].id, err)
+			if !answered(err) {
+				r.late.Store(true)
+			}
+			errs[i] = r.a.blame(to[i].id, err)
 		}
 	})
 	r.repaired.Add(e.N * int64(len(to)))
 	return errors.Join(errs...)
+}
+
+// answered reports whether an error is a node's own answer: the request is over.
+func answered(err error) bool {
+	for _, is := range []error{store.ErrIncarnation, store.ErrFenced, store.ErrFailed, store.ErrNoSpace, store.ErrInvalid, store.ErrUnknownLayer} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	return false
 }
 
 // salvage brings to all copies of a page, whose highest version is corrupt
@@ -216,7 +243,7 @@ func (r *reconcile) salvage(ctx context.Context, d difference, b *pieceBuffer) e
 		err := copies[i].replica.Read(ctx, r.v.chain[:1], d.Off, p, info)
 		answers[i] = answer{info[0], errors.Is(err, store.ErrCorrupt), copies[i].standing}
 		if err != nil && !answers[i].corrupt {
-			return fmt.Errorf("node %v: %w", copies[i].id, err)
+			return r.a.blame(copies[i].id, err)
 		}
 		return nil
 	}

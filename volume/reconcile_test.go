@@ -224,7 +224,7 @@ func TestReconcileHistories(t *testing.T) {
 				h.work(t)
 				cut := h.crash()
 				h.o = c.options(h.o.Epoch+1, historySize)
-				h.o.Serving = h.interrupted(rng)
+				h.o.Records = h.interrupted(rng)
 				for {
 					v, err := Open(t.Context(), h.o)
 					if err == nil {
@@ -255,16 +255,24 @@ func TestReconcileHistories(t *testing.T) {
 
 var errInterrupted = errors.New("interrupted")
 
-// interrupted is a Serving that now and then fails.
-func (h *history) interrupted(rng *rand.Rand) func(context.Context, Found) error {
-	record := h.o.Serving
-	return func(ctx context.Context, f Found) error {
+// interrupted are records that now and then fail.
+func (h *history) interrupted(rng *rand.Rand) Records {
+	record := h.o.Records
+	return onServing{record, func(ctx context.Context, f Found) error {
 		if rng.IntN(3) == 0 {
 			return errInterrupted
 		}
-		return record(ctx, f)
-	}
+		return record.Serving(ctx, f)
+	}}
 }
+
+// onServing are records whose Serving is a function.
+type onServing struct {
+	Records
+	serving func(context.Context, Found) error
+}
+
+func (r onServing) Serving(ctx context.Context, f Found) error { return r.serving(ctx, f) }
 
 // unequal leaves on three nodes, each page n in version 1.n: page 0 on the first
 // node only, a hole over page 1 there, a page 2 that two have, and page 3 alike;
@@ -416,10 +424,10 @@ func TestOpenServesWhenRecorded(t *testing.T) {
 	c := newNodes(3, 3, rand.New(rand.NewPCG(1, 1)))
 	o := unequal(t, c)
 	refused := errors.New("somebody else has it")
-	o.Serving = func(context.Context, Found) error {
+	o.Records = onServing{o.Records, func(context.Context, Found) error {
 		c.equal(t, o)
 		return refused
-	}
+	}}
 	if _, err := Open(t.Context(), o); !errors.Is(err, refused) {
 		t.Fatalf("opened without a record: %v", err)
 	}
@@ -443,11 +451,12 @@ func TestOpenServesWhenRecorded(t *testing.T) {
 }
 
 // TestOtherStoreRefused: a store in the place of the one that had the copy has
-// nothing of it (N3), clean or not; also one that was never recorded.
+// nothing of it (N3), clean or not; also one that was never recorded. Where no
+// other copy is in sync, that is said at once.
 func TestOtherStoreRefused(t *testing.T) {
 	for _, clean := range []bool{true, false} {
 		for _, known := range []bool{true, false} {
-			c := newNodes(3, 3, nil)
+			c := newNodes(2, 2, nil)
 			v := open(t, c.options(1, 1<<20))
 			write(t, v, []byte("x"), 0)
 			must(t, v.Close())
@@ -455,35 +464,17 @@ func TestOtherStoreRefused(t *testing.T) {
 			o := c.options(2, 1<<20)
 			o.Clean = clean
 			if !known {
-				delete(o.Recorded, 2)
+				o.Recorded = map[ring.NodeID]Copy{1: o.Recorded[1]}
 			}
+			o.Stale = []Stale{{Node: 1, Layer: testHead}}
 			_, err := Open(t.Context(), o)
-			if !errors.Is(err, ErrOtherStore) || !strings.Contains(err.Error(), "node 0000000000000002") {
+			if !errors.Is(err, ErrOtherStore) || !errors.Is(err, ErrNoCopy) || !strings.Contains(err.Error(), "node 0000000000000002") {
 				t.Errorf("clean %v, recorded %v: %v", clean, known, err)
 			}
-		}
-	}
-}
-
-func TestJudge(t *testing.T) {
-	recorded := map[ring.NodeID]Copy{1: {10, 20}}
-	for _, test := range []struct {
-		recorded map[ring.NodeID]Copy
-		now      Copy
-		clean    bool
-		want     standing
-		err      error
-	}{
-		{nil, Copy{10, 20}, false, whole, nil},
-		{recorded, Copy{10, 20}, false, whole, nil},
-		{recorded, Copy{10, 21}, false, reborn, nil},
-		{recorded, Copy{10, 21}, true, whole, nil},
-		{recorded, Copy{11, 20}, true, whole, ErrOtherStore},
-		{map[ring.NodeID]Copy{2: {10, 20}}, Copy{10, 20}, true, whole, ErrOtherStore},
-	} {
-		got, err := judge(test.recorded, 1, test.now, test.clean)
-		if got != test.want || !errors.Is(err, test.err) {
-			t.Errorf("%v, %v, clean %v: %v, %v", test.recorded, test.now, test.clean, got, err)
+			o.Stale, o.Records = nil, nil
+			if _, err := Open(t.Context(), o); !errors.Is(err, ErrOtherStore) {
+				t.Errorf("clean %v, recorded %v, no records: %v", clean, known, err)
+			}
 		}
 	}
 }
@@ -544,7 +535,8 @@ func TestReconcileCorrupt(t *testing.T) {
 	}
 }
 
-// TestReconcileInterrupted: whatever fails on the way, the next Open ends what
+// TestReconcileInterrupted: whatever fails on a node on the way, the others are
+// brought to one value without it, which is recorded, and the next Open ends what
 // this one began.
 func TestReconcileInterrupted(t *testing.T) {
 	for _, fault := range []string{
@@ -553,29 +545,35 @@ func TestReconcileInterrupted(t *testing.T) {
 	} {
 		for node := range 3 {
 			seed := rand.Uint64()
-			c := newNodes(3, 3, rand.New(rand.NewPCG(seed, 0)))
-			o := unequal(t, c)
-			inner := slices.Clone(c.stores)
-			f := faulty(c)
-			o.Stores = c.options(2, 1<<20).Stores
-			inject(f[node], fault)
-			v, err := Open(t.Context(), o)
-			if err == nil && node > 0 && fault == "reads fail" || err == nil && strings.Contains(fault, "after") {
-				v.Close() // that node had nothing to do
-				continue
-			}
-			if !errors.Is(err, store.ErrFailed) || !strings.Contains(err.Error(), fmt.Sprintf("node %016x", node+1)) {
-				t.Errorf("%s on node %d: %v", fault, node+1, err)
-			}
-			c.stores = inner
-			c.disks[node].PowerCut()
-			c.stores[node] = c.disks[node].Open()
-			again := c.options(3, 1<<20)
-			v = open(t, again)
-			c.equal(t, again)
-			if got := read(t, v, 3*store.PageSize, 1); got[0] != '3' || c.found.UnflushedGone {
-				t.Errorf("%s on node %d, seed %#x: what was acknowledged reads as %q", fault, node+1, seed, got)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				c := newNodes(3, 3, rand.New(rand.NewPCG(seed, 0)))
+				o := unequal(t, c)
+				inner := slices.Clone(c.stores)
+				f := faulty(c)
+				o.Stores = c.options(2, 1<<20).Stores
+				inject(f[node], fault)
+				v, err := Open(context.Background(), o)
+				must(t, err)
+				_, out := c.stale[ring.NodeID(node+1)]
+				if !out && !(node > 0 && fault == "reads fail") && !strings.Contains(fault, "after") { // that node had nothing to do
+					t.Errorf("%s on node %d: stale are %v", fault, node+1, c.stale)
+				}
+				v.cancel() // as if the process had ended
+				v.settle.end()
+				v.tenders.Wait()
+				c.stores = inner
+				c.disks[node].PowerCut()
+				c.stores[node] = c.disks[node].Open()
+				again := c.options(3, 1<<20)
+				v, err = Open(context.Background(), again)
+				must(t, err)
+				defer v.Close()
+				joins(t, v)
+				c.equal(t, again)
+				if got := read(t, v, 3*store.PageSize, 1); got[0] != '3' || c.found.UnflushedGone {
+					t.Errorf("%s on node %d, seed %#x: what was acknowledged reads as %q", fault, node+1, seed, got)
+				}
+			})
 		}
 	}
 }

@@ -31,6 +31,7 @@ type sender struct {
 // call is one run of pages for one node.
 type call struct {
 	node   *node
+	at     *attempt
 	run    int
 	off, n int64
 	p      []byte // nil: a hole
@@ -89,7 +90,15 @@ func (s *sender) queue(off, n int64, p []byte, copies []ring.NodeID) {
 		s.make()
 	}
 	for _, id := range copies {
-		s.calls = append(s.calls, call{node: s.v.place.node(id), run: s.runs, off: off, n: n, p: p})
+		w, err := s.v.settled(s.v.place.node(id))
+		if err != nil {
+			s.fatal = err
+			return
+		}
+		if !w.state.takes() {
+			continue
+		}
+		s.calls = append(s.calls, call{node: s.v.place.node(id), at: w.at, run: s.runs, off: off, n: n, p: p})
 	}
 	s.runs++
 }
@@ -124,8 +133,8 @@ func (s *sender) makeAll() {
 	for i := range s.calls {
 		c := &s.calls[i]
 		switch {
-		case c.p != nil && c.node.starter != nil:
-			c.started, c.err = c.node.starter.StartWrite(s.v.ctx, s.v.chain[0], c.off, c.p, s.version, s.flags)
+		case c.p != nil && c.at.starter != nil:
+			c.started, c.err = c.at.starter.StartWrite(s.v.ctx, s.v.chain[0], c.off, c.p, s.version, s.flags)
 		case own == nil:
 			own = c
 		default:
@@ -154,9 +163,9 @@ func (s *sender) doThenDone(c *call) {
 func (s *sender) do(c *call) {
 	v := s.v
 	if c.p == nil {
-		c.err = c.node.replica.Zero(v.ctx, v.chain[0], c.off, c.n, s.version, s.flags)
+		c.err = c.at.replica.Zero(v.ctx, v.chain[0], c.off, c.n, s.version, s.flags)
 	} else {
-		c.err = c.node.replica.Write(v.ctx, v.chain[0], c.off, c.p, s.version, s.flags)
+		c.err = c.at.replica.Write(v.ctx, v.chain[0], c.off, c.p, s.version, s.flags)
 	}
 	s.count(c)
 }
@@ -164,7 +173,7 @@ func (s *sender) do(c *call) {
 // count notes a write that a sync of its node has to cover.
 func (s *sender) count(c *call) {
 	if c.err == nil && s.flags&store.FlagSync == 0 {
-		c.node.answered.Add(1) // before the write ends: a sync after that must find it
+		c.at.dirty.answered.Add(1) // before the write ends: a sync after that must find it
 	}
 }
 

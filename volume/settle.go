@@ -2,6 +2,7 @@ package volume
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,7 +25,7 @@ type settler struct {
 
 	running sync.WaitGroup
 	turn    chan struct{} // holds one element while somebody settles; no request takes it but an overdue one
-	told    store.Version // the mark the copies know; guarded by turn
+	told    atomic.Uint64
 }
 
 func (s *settler) init(bytes int64, every time.Duration) {
@@ -123,11 +124,11 @@ func (v *Volume) settleFrom(bytes int64) error {
 	if err := v.stopped(); err != nil {
 		return err
 	}
-	if mark > max(s.told, store.NewVersion(v.epoch, 0)) {
+	if mark > max(store.Version(s.told.Load()), store.NewVersion(v.epoch, 0)) {
 		if err := v.tell(mark); err != nil {
 			return err
 		}
-		s.told = mark
+		s.told.Store(uint64(mark))
 	}
 	if left := s.pending.Add(-pending); left > 0 {
 		signal(s.first)
@@ -146,12 +147,15 @@ func (v *Volume) settleFrom(bytes int64) error {
 // the next one mends.
 func (v *Volume) tell(mark store.Version) error {
 	settled := mark
-	if v.adopted {
+	if v.adopted.Load() || slices.ContainsFunc(v.place.nodes, func(n *node) bool { return n.view.Load().state != inSync }) {
 		settled = 0
 	}
 	nodes := v.place.nodes
 	parallel(len(nodes), maxCalls, func(i int) {
-		err := nodes[i].replica.Stable(v.ctx, v.chain[0], mark, settled)
+		if nodes[i].view.Load().state != inSync {
+			return
+		}
+		err := nodes[i].view.Load().at.replica.Stable(v.ctx, v.chain[0], mark, settled)
 		switch {
 		case err == nil:
 		case fatal(err):

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"torus/cluster"
@@ -139,25 +140,71 @@ func (s *session) open(ctx context.Context) (*volume.Volume, error) {
 	for _, i := range att.Incarnations {
 		recorded[i.Node] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
 	}
+	var stale []volume.Stale
+	for _, m := range att.Stale {
+		stale = append(stale, volume.Stale{Node: m.Node, Layer: m.Layer, Since: m.Since, Why: m.Why})
+	}
 	return volume.Open(ctx, volume.Options{
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
 		Stores: stores, Place: w.placeFor(s.x.index), MinCopies: att.MinCopies(),
-		Clean: att.Volume.Clean, Recorded: recorded,
-		Serving: func(ctx context.Context, f volume.Found) error {
-			w.model.recovered(s, func(n *simNode) bool { _, is := f.Copies[n.id]; return is })
-			var found []cluster.Incarnation
-			for _, n := range w.nodes {
-				c := f.Copies[n.id]
-				found = append(found, cluster.Incarnation{Node: n.id, Identity: c.Identity, Incarnation: c.Incarnation})
-			}
-			err := att.Serving(ctx, found, nil)
-			if err == nil {
-				w.model.served(s)
-			}
-			return err
-		},
+		Clean: att.Volume.Clean, Recorded: recorded, Stale: stale,
+		Records:   simRecords{s},
 		SyncBytes: w.with.syncBytes, SyncEvery: w.with.syncEvery,
 	})
+}
+
+// simRecords are the records of a session, through all that befalls them.
+type simRecords struct{ s *session }
+
+// Serving implements volume.Records.
+func (r simRecords) Serving(ctx context.Context, f volume.Found) error {
+	s := r.s
+	w := s.x.w
+	if len(f.Stale) > 0 { // until writes are held for min-copies
+		return volume.ErrNotDone
+	}
+	w.model.recovered(s, func(n *simNode) bool { _, is := f.Copies[n.id]; return is })
+	var found []cluster.Incarnation
+	for _, n := range w.nodes {
+		if c, is := f.Copies[n.id]; is {
+			found = append(found, cluster.Incarnation{Node: n.id, Identity: c.Identity, Incarnation: c.Incarnation})
+		}
+	}
+	var marks []cluster.Stale
+	for _, m := range f.Stale {
+		marks = append(marks, cluster.Stale{Layer: m.Layer, Node: m.Node, Since: m.Since, Why: m.Why})
+	}
+	err := s.att.Serving(ctx, found, marks)
+	if err == nil {
+		w.model.served(s)
+	}
+	return err
+}
+
+// Stale implements volume.Records.
+func (r simRecords) Stale(ctx context.Context, n ring.NodeID, why string, since map[store.LayerID]store.Version) error {
+	var marks []cluster.Stale
+	for _, l := range slices.Sorted(maps.Keys(since)) {
+		marks = append(marks, cluster.Stale{Layer: l, Node: n, Since: since[l], Why: why})
+	}
+	return outcome(r.s.att.MarkStale(ctx, marks))
+}
+
+// InSync implements volume.Records.
+func (r simRecords) InSync(ctx context.Context, n ring.NodeID, now volume.Copy, layers []store.LayerID) error {
+	is := cluster.Incarnation{Node: n, Identity: now.Identity, Incarnation: now.Incarnation}
+	return outcome(r.s.att.InSync(ctx, is, layers))
+}
+
+// outcome says what is known of a transaction, in the volume's words.
+func outcome(err error) error {
+	switch {
+	case errors.Is(err, cluster.ErrLost):
+		return fmt.Errorf("%w: %w", volume.ErrLost, err)
+	case errors.Is(err, cluster.ErrUnavailable) && !errors.Is(err, cluster.ErrUnknown):
+		return fmt.Errorf("%w: %w", volume.ErrNotDone, err)
+	}
+	return err
 }
 
 // watch ends the session when its attachment is lost.

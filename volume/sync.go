@@ -75,7 +75,10 @@ func (v *Volume) sync() error {
 func (v *Volume) syncNodes() error {
 	nodes := v.flush.dirty[:0]
 	for _, n := range v.place.nodes {
-		if a := n.answered.Load(); a != n.synced {
+		if !n.view.Load().state.flushed() {
+			continue
+		}
+		if a := n.view.Load().at.dirty.answered.Load(); a != n.view.Load().at.dirty.synced {
 			nodes = append(nodes, dirty{n, a})
 		}
 	}
@@ -90,9 +93,9 @@ func (v *Volume) syncNodes() error {
 // syncNode makes durable what a node had answered, and stops the volume if it fails.
 func (v *Volume) syncNode(n dirty) error {
 	v.counts.syncs.Add(1)
-	if err := n.replica.Sync(v.ctx); err != nil {
+	if err := n.view.Load().at.replica.Sync(v.ctx); err != nil {
 		return v.stop(fmt.Errorf("node %v failed to sync: %w", n.id, err))
 	}
-	n.synced = n.covers
+	n.view.Load().at.dirty.synced = n.covers
 	return nil
 }

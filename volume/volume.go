@@ -65,11 +65,27 @@ type Options struct {
 	// Recorded is what Found.Copies was when the volume was last served; empty if
 	// it never was.
 	Recorded map[ring.NodeID]Copy
-	// Serving, unless nil, records what Open found, guarded by the epoch, and
-	// that the volume is no longer clean: it is called once, when the copies are
-	// equal and durable and before anything is served (PROTOCOL.md, Attach 5).
-	// Its error ends the opening; ctx is Open's.
-	Serving func(ctx context.Context, found Found) error
+	// Stale are the copies that are recorded to be so, for the layers of Chain.
+	Stale []Stale
+	// Records keeps what copies lack; nil: nothing can be recorded, so a copy that
+	// fails is waited for.
+	Records Records
+	// Dial returns the store of a node, as it is reached now; it stays the
+	// caller's. It is asked when the volume is opened and whenever a node is
+	// attached again; nil: Stores are.
+	Dial func(ctx context.Context, id ring.NodeID) (store.Store, error)
+	// Nodes are all that Place can name; nil: those of Stores.
+	Nodes []ring.NodeID
+	// Period: Place's sets of copies repeat after so many chunks; 0: they don't.
+	Period ring.ChunkIndex
+	// Held reports that the lease surely has not run out; nil: it never does.
+	Held func() bool
+	// HeldUntil is until when the last holder may still answer reads; zero: it
+	// does not.
+	HeldUntil time.Time
+	// RepairRate bounds what copies are brought up to date with, in bytes/s; nil or
+	// 0: by the half only that clients leave.
+	RepairRate func() int64
 	// ReadOnly refuses writes with ErrReadOnly.
 	ReadOnly bool
 
@@ -89,7 +105,12 @@ type Volume struct {
 	chain    []store.LayerID
 	size     int64
 	readOnly bool
-	adopted  bool // opening brought pages to copies; see tell
+	adopted  atomic.Bool
+	copies   copies
+	records  Records
+	dial     func(context.Context, ring.NodeID) (store.Store, error)
+	tenders  sync.WaitGroup
+	pace     *pace
 	log      *slog.Logger
 	place    placement
 
@@ -121,6 +142,7 @@ func (v *Volume) Close() error {
 		err = v.settleNow()
 	}
 	v.cancel()
+	v.tenders.Wait()
 	return v.wrap("close", 0, -1, err)
 }
 

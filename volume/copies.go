@@ -1,0 +1,245 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"torus/ring"
+	"torus/store"
+)
+
+// A state says what requests do with a node:
+//
+//	           call fails               record known done            answers: fenced, told all writes
+//	inSync ───────────► failing ───────────────► away ◄───────────────► catching ─► joining
+//	  ▲ ▲                 │ answers again,         ▲    any failure        (equal)     │ synced
+//	  │ └─────────────────┘ nothing recorded       │                                   ▼
+//	  └──── record known gone ──────────────── pending ◄───────────────────────────────┘
+//	  └──── LetGo (planned stop) ──► pending ──record known done──► away
+//
+// A transaction about a pending node is under way. Requests never change
+// records: they report failures (failed) and wait for a change of state; the
+// node's tender does the rest.
+type state uint8
+
+const (
+	inSync state = iota
+	pending
+	failing
+	away
+	catching
+	joining
+)
+
+// String names the state.
+func (s state) String() string {
+	return [...]string{"in sync", "pending", "failing", "away", "catching", "joining"}[s]
+}
+
+// takes reports whether writes go to the node.
+func (s state) takes() bool { return s != failing && s != away }
+
+// flushed reports whether a flush includes the node.
+func (s state) flushed() bool { return s == inSync || s == pending || s == joining }
+
+// A view is what requests see of a node. It never changes; a change of state is
+// another view. So the same pointer before and after says that nothing happened.
+type view struct {
+	state state
+	at    *attempt // nil while the node is away
+}
+
+// An attempt is a node's store as it was attached once.
+type attempt struct {
+	store   store.Store
+	replica store.Replica
+	starter store.Starter // replica, where that is one, or nil
+	copy    Copy
+	dirty   *dirtiness
+
+	ctx    context.Context // of the volume's: ends with the attempt, so that nobody waits for a node that is away
+	cancel context.CancelFunc
+}
+
+// begin starts the attempt's own lifetime.
+func (at *attempt) begin(ctx context.Context) { at.ctx, at.cancel = context.WithCancel(ctx) }
+
+// dirtiness is what a store has answered and not synced. It belongs to the
+// incarnation: attempts of one share it.
+type dirtiness struct {
+	answered atomic.Uint64 // writes answered that a sync must cover: all but FUA
+	synced   uint64        // answered, as of the last sync; the flusher's
+}
+
+// node is one node as this attachment sees it.
+type node struct {
+	id   ring.NodeID
+	view atomic.Pointer[view] // stored by turn alone
+	wake chan struct{}        // the node is said to be there
+
+	// What follows is guarded by copies.mu.
+	since      map[store.LayerID]store.Version // what it has all of; of the record, fixed when it failed
+	why        error                           // it is not in sync
+	when       time.Time
+	recording  bool   // Records.Stale was begun: unknown until it is known
+	mustRecord bool   // it failed while pending: it may not go back without a record
+	reborn     bool   // answered in another incarnation, or store.ErrFailed
+	planned    bool   // away because it said that it stops
+	lost       []span // writes that ended in an error and that it may have, or get yet
+	tending    bool   // its tender runs
+
+	progress progress
+
+	// The tender's own.
+	again  time.Duration // the least pause before it is caught up with again
+	joined time.Time     // when it was last taken back
+}
+
+// copies are the nodes' states together.
+type copies struct {
+	mu      sync.Mutex    // guards what follows and the nodes'; no call is made under it
+	changed chan struct{} // closed when some state changes
+	closing bool          // no node is caught up with any more
+
+	groups   [][]ring.NodeID // the sets of copies that chunks have; made once
+	nodes    map[ring.NodeID]*node
+	recorded map[ring.NodeID]Copy // as of the records
+
+	_   [64]byte
+	gen atomic.Uint64 // counts changes; on a line of its own
+	_   [56]byte
+}
+
+// turn changes a node's state. The caller has copies.mu. The view comes before
+// the count: who plans a write loads the count first, then views.
+func (v *Volume) turn(n *node, s state, at *attempt) {
+	c := &v.copies
+	n.view.Store(&view{s, at})
+	c.gen.Add(1)
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// startTender starts a node's tender unless it runs. The caller has copies.mu.
+func (v *Volume) startTender(n *node) {
+	if !n.tending {
+		n.tending = true
+		v.tenders.Go(func() { v.tend(n) })
+	}
+}
+
+// failed is a request's report that a node, as seen in w, failed with err. It is
+// ignored unless that is the attempt under way still.
+func (v *Volume) failed(n *node, w *view, err error) {
+	if errors.Is(err, store.ErrFenced) || errors.Is(err, store.ErrInvalid) {
+		v.stop(&nodeError{n.id, err})
+		return
+	}
+	c := &v.copies
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := n.view.Load()
+	if now.at != w.at || v.ctx.Err() != nil {
+		return
+	}
+	switch now.state {
+	case inSync, pending:
+		n.mustRecord = now.state == pending
+		n.since = map[store.LayerID]store.Version{v.chain[0]: v.durable()}
+		if errors.Is(err, store.ErrUnknownLayer) {
+			for _, l := range v.chain {
+				n.since[l] = 0
+			}
+		}
+		n.reborn = errors.Is(err, store.ErrUnknownLayer) || errors.Is(err, store.ErrFailed) || errors.Is(err, store.ErrIncarnation)
+		n.why, n.when = err, time.Now()
+		v.turn(n, failing, now.at)
+		v.startTender(n)
+	case catching, joining:
+		n.why = err
+		now.at.cancel()
+		v.turn(n, away, nil)
+	}
+}
+
+// await returns when some state has changed since gen.
+func (v *Volume) await(gen uint64) error {
+	c := &v.copies
+	c.mu.Lock()
+	changed, moved := c.changed, c.gen.Load() != gen
+	c.mu.Unlock()
+	if !moved {
+		select {
+		case <-changed:
+		case <-v.ctx.Done():
+		}
+	}
+	return v.stopped()
+}
+
+// settled returns how a node is when it is not failing.
+func (v *Volume) settled(n *node) (*view, error) {
+	for {
+		gen := v.copies.gen.Load()
+		w := n.view.Load()
+		if w.state != failing {
+			return w, nil
+		}
+		if err := v.await(gen); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// mayLose reports whether each chunk of n has another copy in sync. The caller
+// has mu.
+func (c *copies) mayLose(n *node) bool {
+	other := func(id ring.NodeID) bool { return id != n.id && c.nodes[id].view.Load().state == inSync }
+	for _, group := range c.groups {
+		if slices.Contains(group, n.id) && !slices.ContainsFunc(group, other) {
+			return false
+		}
+	}
+	return true
+}
+
+// lastLost reports whether some chunk's last copies in sync came back with
+// another incarnation: all others are recorded stale. The caller has mu.
+func (c *copies) lastLost() bool {
+	for _, group := range c.groups {
+		lost, reborn := true, false
+		for _, id := range group {
+			switch n := c.nodes[id]; n.view.Load().state {
+			case away, catching, joining:
+			case failing:
+				lost, reborn = lost && n.reborn, reborn || n.reborn
+			default:
+				lost = false
+			}
+		}
+		if lost && reborn {
+			return true
+		}
+	}
+	return false
+}
+
+// enough reports whether each chunk has min copies in sync. The caller has mu.
+func (c *copies) enough(min int) bool {
+	for _, group := range c.groups {
+		have := 0
+		for _, id := range group {
+			if c.nodes[id].view.Load().state == inSync {
+				have++
+			}
+		}
+		if have < min {
+			return false
+		}
+	}
+	return true
+}
