@@ -133,6 +133,9 @@ func newCluster(kv KV, opts Options) *Cluster {
 // Info returns what holds for the whole cluster, as it was when c was opened.
 func (c *Cluster) Info() Info { return c.info }
 
+// Lease returns the TTL of attachments.
+func (c *Cluster) Lease() time.Duration { return c.opts.Lease }
+
 // wall returns the time as records carry it.
 func (c *Cluster) wall() time.Time { return c.opts.Wall().UTC().Truncate(time.Second) }
 

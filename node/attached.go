@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	"torus/cluster"
 	"torus/ring"
-	"torus/store"
 	"torus/volume"
 )
 
@@ -29,11 +27,11 @@ type attached struct {
 	vol *volume.Volume
 	dev *device
 
-	ended chan struct{} // closed by lose
-	once  sync.Once     // of lose
-	cause error         // why it ended; set before ended is closed
-	watch context.CancelFunc
-	gone  chan struct{} // closed when the watching goroutine has ended
+	ended    chan struct{}      // closed by lose
+	once     sync.Once          // of lose
+	cause    error              // why it ended; set before ended is closed
+	watch    context.CancelFunc // ends watching
+	watching sync.WaitGroup
 }
 
 // detachPatience bounds how long the records may take to hear of a detach.
@@ -41,19 +39,29 @@ const detachPatience = 10 * time.Second
 
 // attach takes the volume and makes it ready to serve.
 func (n *Node) attach(ctx context.Context, name string) (*attached, error) {
-	h := cluster.Holder{Node: n.settings.ID, Name: n.settings.Name, Process: n.process}
-	att, err := n.cluster.Attach(ctx, name, h, cluster.AttachOptions{Dead: n.provenDead, Force: n.forces(name)})
-	if err != nil {
-		return nil, err
+	var heldUntil time.Time // by one that was taken by force
+	for {
+		h := cluster.Holder{Node: n.settings.ID, Name: n.settings.Name, Process: n.process}
+		att, err := n.cluster.Attach(ctx, name, h, cluster.AttachOptions{Dead: n.provenDead, Force: n.forces(name)})
+		if err != nil {
+			return nil, err
+		}
+		if att.Replaced != nil && !n.provenDead(att.Replaced.Holder) {
+			heldUntil = time.Now().Add(n.cluster.Lease())
+		}
+		opening, end := untilLost(ctx, att)
+		a, err := n.openAttached(opening, att, heldUntil)
+		end()
+		if err == nil {
+			n.log.Info("volume attached", "volume", name, "epoch", att.Epoch, "clean", att.Volume.Clean)
+			return a, nil
+		}
+		detached := n.detach(att, false)
+		if !errors.Is(err, volume.ErrAgain) || detached != nil || ctx.Err() != nil {
+			return nil, errors.Join(fmt.Errorf("volume %s: %w", name, err), detached)
+		}
+		n.log.Warn("volume is attached again", "volume", name, "cause", err)
 	}
-	opening, end := untilLost(ctx, att)
-	a, err := n.openAttached(opening, att)
-	end()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("volume %s: %w", name, err), n.detach(att, false))
-	}
-	n.log.Info("volume attached", "volume", name, "epoch", att.Epoch, "clean", att.Volume.Clean)
-	return a, nil
 }
 
 // untilLost returns a context that ends with the attachment too, as opening tries
@@ -85,59 +93,32 @@ func (n *Node) forces(name string) bool {
 	return forced
 }
 
-func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment) (*attached, error) {
-	stores, distances, err := n.reach(ctx, att.Ring)
+func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUntil time.Time) (*attached, error) {
+	dial, err := n.newDialer(ctx)
 	if err != nil {
 		return nil, err
 	}
 	v, err := volume.Open(ctx, volume.Options{
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
-		Stores:    stores,
-		Place:     nearestFirst(att.Ring.Ring, att.Lineage.ID, func(id ring.NodeID) int { return distances[id] }),
+		Nodes: att.Ring.IDs(), Dial: dial.store,
+		Place:     nearestFirst(att.Ring.Ring, att.Lineage.ID, dial.distances()),
+		Period:    ring.Partitions,
 		ReadOnly:  n.readOnly,
 		MinCopies: att.MinCopies(),
-		Clean:     att.Volume.Clean, Recorded: recorded(att.Incarnations),
-		Stale:   staleCopies(att.Stale),
-		Records: staleRecords{att},
-		Logger:  n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
+		Clean:     att.Volume.Clean, Recorded: recorded(att.Incarnations), Stale: staleCopies(att.Stale),
+		Records: staleRecords{att}, Held: att.Held, HeldUntil: heldUntil,
+		Logger: n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
 	})
 	if err != nil {
 		return nil, err
 	}
-	a := &attached{att: att, vol: v, ended: make(chan struct{}), gone: make(chan struct{})}
+	a := &attached{att: att, vol: v, ended: make(chan struct{})}
 	a.dev = &device{vol: v, ended: a.ended, fail: a.lose}
 	watching, cancel := context.WithCancel(context.Background())
 	a.watch = cancel
-	go n.watchAttached(watching, a)
+	a.watching.Go(func() { n.watchAttached(watching, a) })
+	a.watching.Go(func() { n.report(watching, a) })
 	return a, nil
-}
-
-// reach returns the stores of a ring's nodes, and how far each of them is: this
-// node's own directly, the others over connections.
-func (n *Node) reach(ctx context.Context, r cluster.Ring) (map[ring.NodeID]store.Store, map[ring.NodeID]int, error) {
-	nodes, err := n.cluster.Nodes(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	self := cluster.Node{ID: n.settings.ID, Host: n.settings.Host, Zone: n.settings.Zone}
-	stores, distances := map[ring.NodeID]store.Store{}, map[ring.NodeID]int{}
-	for _, id := range r.IDs() {
-		i := slices.IndexFunc(nodes, func(n cluster.NodeInfo) bool { return n.ID == id })
-		switch {
-		case id == n.settings.ID && n.store != nil:
-			stores[id] = n.store
-		case i < 0:
-			return nil, nil, fmt.Errorf("a copy lies on node %v, of which there is no record", id)
-		default:
-			if stores[id], err = n.peers.store(nodes[i].Node); err != nil {
-				return nil, nil, err
-			}
-		}
-		if i >= 0 {
-			distances[id] = distance(self, nodes[i].Node)
-		}
-	}
-	return stores, distances, nil
 }
 
 // recorded gives the volume what the records say of its copies.
@@ -161,7 +142,6 @@ func incarnations(f volume.Found) []cluster.Incarnation {
 // watchAttached waits for the loss of the attachment, and for the volume's stop:
 // that may come of the marks it tells, with no request to notice it.
 func (n *Node) watchAttached(ctx context.Context, a *attached) {
-	defer close(a.gone)
 	done := a.att.Done()
 	for {
 		select {
@@ -197,7 +177,7 @@ func (a *attached) lose(cause error) {
 // recorded as clean.
 func (n *Node) end(a *attached) error {
 	a.watch()
-	<-a.gone
+	a.watching.Wait()
 	err := a.vol.Close()
 	return errors.Join(err, n.detach(a.att, err == nil))
 }

@@ -347,7 +347,11 @@ func layers(t *testing.T, n *Node) map[store.LayerID]bool {
 func TestOtherNodes(t *testing.T) {
 	n, _ := newTestNode(t)
 	n.settings.ID = ring.NodeID(99)
-	if _, _, err := n.exports.Open(t.Context(), "vol1"); err == nil {
+	n.peers = newPeers("", n.log)
+	defer n.peers.close()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // its node may be about to start
+	defer cancel()
+	if _, _, err := n.exports.Open(ctx, "vol1"); err == nil {
 		t.Error("a volume of another node was opened")
 	}
 	if a := info(t, n, "vol1").Attached; a != nil {

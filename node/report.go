@@ -1,0 +1,63 @@
+package node
+
+import (
+	"context"
+	"reflect"
+	"slices"
+	"time"
+
+	"torus/cluster"
+	"torus/volume"
+)
+
+const (
+	// reportEvery is how often a volume is looked at for what there is to tell.
+	reportEvery = time.Second
+	// reportAgain is how often it is told again: a report goes when the lease that
+	// it was written under does, also where the attachment goes on under another.
+	reportAgain = 30 * time.Second
+	// reportPatience bounds how long the records may take to hear it.
+	reportPatience = 5 * time.Second
+)
+
+// report tells the cluster how a volume is, until ctx ends. Of one whose copies
+// have been in sync all the time there is nothing to tell.
+func (n *Node) report(ctx context.Context, a *attached) {
+	var told volume.Status
+	var at time.Time
+	for ctx.Err() == nil {
+		now := a.vol.Status()
+		if worthReporting(told, now, time.Since(at)) {
+			telling, cancel := context.WithTimeout(ctx, reportPatience)
+			err := a.att.Report(telling, newReport(now))
+			cancel()
+			if err == nil {
+				told, at = now, time.Now()
+			} else if ctx.Err() == nil {
+				n.log.Debug("not reported how a volume is", "volume", a.att.Volume.Name, "err", err)
+			}
+		}
+		pause(ctx, reportEvery)
+	}
+}
+
+// worthReporting reports whether now is to be told when told was, so long ago;
+// the zero Status where nothing was told.
+func worthReporting(told, now volume.Status, ago time.Duration) bool {
+	fine := !slices.ContainsFunc(now.Copies, func(c volume.CopyStatus) bool { return !c.InSync() })
+	if fine {
+		return told.Copies != nil && !reflect.DeepEqual(told, now)
+	}
+	return ago >= reportAgain || !reflect.DeepEqual(told, now)
+}
+
+// newReport says in the records' words how a volume is.
+func newReport(s volume.Status) cluster.Report {
+	r := cluster.Report{Waiting: s.Waiting}
+	for _, c := range s.Copies {
+		r.Copies = append(r.Copies, cluster.CopyReport{
+			Node: c.Node, State: c.State, Why: c.Why, Since: c.When.UTC(), Done: c.Done, Total: c.Total,
+		})
+	}
+	return r
+}
