@@ -101,6 +101,9 @@ func newStatusView(ctx context.Context, r records) (statusView, error) {
 	for _, n := range nodes {
 		s.Problems = append(s.Problems, problems(n)...)
 	}
+	for _, v := range s.Volumes {
+		s.Problems = append(s.Problems, v.problems(nodes)...)
+	}
 	s.Healthy = len(s.Problems) == 0
 	return s, nil
 }

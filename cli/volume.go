@@ -55,6 +55,9 @@ type volumeView struct {
 	Epoch     uint32      `json:"epoch"`
 	Attached  *holderView `json:"attached"` // null: by nobody
 	URIs      []string    `json:"uris"`     // at the node that was asked
+
+	Waiting string       `json:"waiting,omitempty"` // what requests wait for
+	Behind  []behindView `json:"behind,omitempty"`  // nodes that lack writes
 }
 
 type holderView struct {
@@ -66,6 +69,10 @@ func newVolumeView(v cluster.VolumeInfo, about node.About) volumeView {
 	view := volumeView{
 		Name: v.Name, ID: v.ID.String(), Size: v.Size, Replicas: v.Lineage.Replicas, MinCopies: v.Lineage.MinCopies,
 		Created: v.Created, Clean: v.Clean, Epoch: uint32(v.Epoch), URIs: uris(about, v.Name),
+	}
+	view.Behind = behind(v)
+	if v.Report != nil {
+		view.Waiting = v.Report.Waiting
 	}
 	if v.Attached != nil {
 		view.Attached = &holderView{By: v.Attached.Holder.String(), Since: v.Attached.Since}
@@ -96,8 +103,10 @@ type tcpAddr string
 func (a tcpAddr) Network() string { return "tcp" }
 func (a tcpAddr) String() string  { return string(a) }
 
-// state says in a few words who has a volume.
-func (v volumeView) state() string {
+// state says in a few words who has a volume, and how its copies are.
+func (v volumeView) state() string { return v.holder() + v.degraded() }
+
+func (v volumeView) holder() string {
 	switch {
 	case v.Attached != nil:
 		return "attached by " + v.Attached.By

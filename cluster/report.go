@@ -16,10 +16,13 @@ type Report struct {
 	At      time.Time
 }
 
+// CopyInSync is the State of a copy that has all that was acknowledged.
+const CopyInSync = "in sync"
+
 // CopyReport is how one node's copy of a volume is.
 type CopyReport struct {
 	Node  ring.NodeID
-	State string // as package volume names it: "in sync", "away", …
+	State string // as package volume names it: CopyInSync, "away", …
 	Why   string // of a copy that is not in sync
 	Since time.Time
 	// Done and Total, in bytes, say how far a resync is; Total 0: none is under way.

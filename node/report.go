@@ -55,8 +55,12 @@ func worthReporting(told, now volume.Status, ago time.Duration) bool {
 func newReport(s volume.Status) cluster.Report {
 	r := cluster.Report{Waiting: s.Waiting}
 	for _, c := range s.Copies {
+		state := c.State
+		if c.InSync() {
+			state = cluster.CopyInSync
+		}
 		r.Copies = append(r.Copies, cluster.CopyReport{
-			Node: c.Node, State: c.State, Why: c.Why, Since: c.When.UTC(), Done: c.Done, Total: c.Total,
+			Node: c.Node, State: state, Why: c.Why, Since: c.When.UTC(), Done: c.Done, Total: c.Total,
 		})
 	}
 	return r

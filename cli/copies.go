@@ -1,0 +1,85 @@
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"torus/cluster"
+	"torus/ring"
+)
+
+// behindView is a node that lacks writes of a volume, as it is printed.
+type behindView struct {
+	Node  string    `json:"node"` // its ID
+	State string    `json:"state"`
+	Why   string    `json:"why"`
+	Since time.Time `json:"since"`
+	Done  int64     `json:"done"`  // bytes of a resync
+	Total int64     `json:"total"` // 0: none is under way
+
+	id ring.NodeID
+}
+
+// behind returns the nodes whose copies are not in sync: as the holder of the
+// volume tells it, or where nobody does as it is recorded.
+func behind(v cluster.VolumeInfo) []behindView {
+	var all []behindView
+	if v.Report != nil {
+		for _, c := range v.Report.Copies {
+			if c.State != cluster.CopyInSync {
+				all = append(all, behindView{c.Node.String(), c.State, c.Why, c.Since, c.Done, c.Total, c.Node})
+			}
+		}
+		return all
+	}
+	for _, s := range v.Stale {
+		all = append(all, behindView{Node: s.Node.String(), State: "stale", Why: s.Why, Since: s.At, id: s.Node})
+	}
+	return all
+}
+
+// degraded says in a few words how a volume's copies are; "" if all is well.
+func (v volumeView) degraded() string {
+	if len(v.Behind) == 0 {
+		return ""
+	}
+	text := ", " + plural(len(v.Behind), "node lacks", "nodes lack") + " writes"
+	if v.Waiting != "" {
+		text += ", requests wait"
+	}
+	var done, total int64
+	for _, b := range v.Behind {
+		done, total = done+b.Done, total+b.Total
+	}
+	if total > 0 {
+		text += fmt.Sprintf(", resync %d%%", 100*min(done, total)/total)
+	}
+	return text
+}
+
+// problems says what is wrong with a volume's copies, and what to do about it.
+func (v volumeView) problems(nodes []cluster.NodeInfo) []string {
+	var all []string
+	add := func(format string, args ...any) { all = append(all, "volume "+v.Name+fmt.Sprintf(format, args...)) }
+	if v.Waiting != "" {
+		add(": requests wait: %s: start the nodes that do not answer", v.Waiting)
+	}
+	for _, b := range v.Behind {
+		name, alive := b.Node, false
+		if i := slices.IndexFunc(nodes, func(n cluster.NodeInfo) bool { return n.ID == b.id }); i >= 0 {
+			name, alive = nodes[i].Name, nodes[i].Alive
+		}
+		switch {
+		case b.Total > 0:
+			add(": node %s is brought up to date, %s of %s", name, formatSize(min(b.Done, b.Total)), formatSize(b.Total))
+		case !alive:
+			add(": node %s lacks writes since %s: start it with \"torus start\"", name, b.Since.UTC().Format(time.RFC3339))
+		case v.Attached == nil:
+			add(": node %s lacks writes: it is brought up to date when the volume is attached next", name)
+		default:
+			add(": node %s lacks writes: %s", name, b.Why)
+		}
+	}
+	return all
+}

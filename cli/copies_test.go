@@ -1,0 +1,55 @@
+package cli
+
+import (
+	"reflect"
+	"testing"
+	"time"
+
+	"torus/cluster"
+	"torus/node"
+)
+
+// What people read of a volume whose copies are not all in sync.
+func TestDegraded(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	nodes := []cluster.NodeInfo{
+		{Node: cluster.Node{ID: 1, Name: "n1"}, Alive: true},
+		{Node: cluster.Node{ID: 2, Name: "n2"}, Alive: true},
+		{Node: cluster.Node{ID: 3, Name: "n3"}},
+	}
+	held := &cluster.Attached{Holder: cluster.Holder{Node: 1, Name: "n1", Process: cluster.Process{PID: 7}}}
+	report := func(waiting string, c cluster.CopyReport) *cluster.Report {
+		return &cluster.Report{Waiting: waiting, Copies: []cluster.CopyReport{{Node: 1, State: cluster.CopyInSync}, c}}
+	}
+	for _, c := range []struct {
+		name     string
+		v        cluster.VolumeInfo
+		state    string
+		problems []string
+	}{
+		{"well", cluster.VolumeInfo{Attached: held, Report: report("", cluster.CopyReport{Node: 2, State: cluster.CopyInSync})},
+			"attached by node n1 (process 7)", nil},
+		{"away", cluster.VolumeInfo{Attached: held, Report: report("", cluster.CopyReport{Node: 3, State: "away", Why: "no answer", Since: at})},
+			"attached by node n1 (process 7), 1 node lacks writes",
+			[]string{`volume vol1: node n3 lacks writes since 2026-01-02T03:04:05Z: start it with "torus start"`}},
+		{"waiting", cluster.VolumeInfo{Attached: held, Report: report("writes need 2 copies in sync", cluster.CopyReport{Node: 2, State: "away", Why: "disk full", Since: at})},
+			"attached by node n1 (process 7), 1 node lacks writes, requests wait",
+			[]string{"volume vol1: requests wait: writes need 2 copies in sync: start the nodes that do not answer",
+				"volume vol1: node n2 lacks writes: disk full"}},
+		{"resync", cluster.VolumeInfo{Attached: held, Report: report("", cluster.CopyReport{Node: 2, State: "catching", Done: 1 << 20, Total: 4 << 20})},
+			"attached by node n1 (process 7), 1 node lacks writes, resync 25%",
+			[]string{"volume vol1: node n2 is brought up to date, 1 MiB of 4 MiB"}},
+		{"recorded", cluster.VolumeInfo{Volume: cluster.Volume{Clean: true}, Stale: []cluster.Stale{{Node: 2, Why: "no answer", At: at}}},
+			"not attached, 1 node lacks writes",
+			[]string{"volume vol1: node n2 lacks writes: it is brought up to date when the volume is attached next"}},
+	} {
+		c.v.Name = "vol1"
+		view := newVolumeView(c.v, node.About{})
+		if got := view.state(); got != c.state {
+			t.Errorf("%s: state %q", c.name, got)
+		}
+		if got := view.problems(nodes); !reflect.DeepEqual(got, c.problems) {
+			t.Errorf("%s: problems %q", c.name, got)
+		}
+	}
+}
