@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"torus/cluster"
@@ -63,7 +64,11 @@ func (v volumeView) problems(nodes []cluster.NodeInfo) []string {
 	var all []string
 	add := func(format string, args ...any) { all = append(all, "volume "+v.Name+fmt.Sprintf(format, args...)) }
 	if v.Waiting != "" {
-		add(": requests wait: %s: start the nodes that do not answer", v.Waiting)
+		waiting := v.Waiting
+		for _, n := range nodes {
+			waiting = strings.ReplaceAll(waiting, n.ID.String(), n.Name)
+		}
+		add(": requests wait for %s: start the nodes that do not answer", waiting)
 	}
 	for _, b := range v.Behind {
 		name, alive := b.Node, false

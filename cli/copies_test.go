@@ -7,6 +7,7 @@ import (
 
 	"torus/cluster"
 	"torus/node"
+	"torus/ring"
 )
 
 // What people read of a volume whose copies are not all in sync.
@@ -32,9 +33,9 @@ func TestDegraded(t *testing.T) {
 		{"away", cluster.VolumeInfo{Attached: held, Report: report("", cluster.CopyReport{Node: 3, State: "away", Why: "no answer", Since: at})},
 			"attached by node n1 (process 7), 1 node lacks writes",
 			[]string{`volume vol1: node n3 lacks writes since 2026-01-02T03:04:05Z: start it with "torus start"`}},
-		{"waiting", cluster.VolumeInfo{Attached: held, Report: report("writes need 2 copies in sync", cluster.CopyReport{Node: 2, State: "away", Why: "disk full", Since: at})},
+		{"waiting", cluster.VolumeInfo{Attached: held, Report: report("2 copies in sync, node "+ring.NodeID(3).String(), cluster.CopyReport{Node: 2, State: "away", Why: "disk full", Since: at})},
 			"attached by node n1 (process 7), 1 node lacks writes, requests wait",
-			[]string{"volume vol1: requests wait: writes need 2 copies in sync: start the nodes that do not answer",
+			[]string{"volume vol1: requests wait for 2 copies in sync, node n3: start the nodes that do not answer",
 				"volume vol1: node n2 lacks writes: disk full"}},
 		{"resync", cluster.VolumeInfo{Attached: held, Report: report("", cluster.CopyReport{Node: 2, State: "catching", Done: 1 << 20, Total: 4 << 20})},
 			"attached by node n1 (process 7), 1 node lacks writes, resync 25%",

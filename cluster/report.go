@@ -16,7 +16,8 @@ type Report struct {
 	At      time.Time
 }
 
-// CopyInSync is the State of a copy that has all that was acknowledged.
+// CopyInSync is the State, as package volume names it, of a copy that has all that
+// was acknowledged.
 const CopyInSync = "in sync"
 
 // CopyReport is how one node's copy of a volume is.
