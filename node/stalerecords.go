@@ -18,14 +18,11 @@ var _ volume.Records = staleRecords{}
 
 // Serving implements volume.Records.
 func (r staleRecords) Serving(ctx context.Context, f volume.Found) error {
-	if len(f.Stale) > 0 { // until writes are held for min-copies
-		return fmt.Errorf("%w: node %v is away: %s", volume.ErrNotDone, f.Stale[0].Node, f.Stale[0].Why)
-	}
 	marks := make([]cluster.Stale, len(f.Stale))
 	for i, s := range f.Stale {
 		marks[i] = cluster.Stale{Layer: s.Layer, Node: s.Node, Since: s.Since, Why: s.Why}
 	}
-	return r.att.Serving(ctx, incarnations(f), marks)
+	return outcome(r.att.Serving(ctx, incarnations(f), marks))
 }
 
 // Stale implements volume.Records.

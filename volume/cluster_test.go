@@ -137,7 +137,10 @@ func open(t testing.TB, o Options) *Volume {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { v.Close() })
+	t.Cleanup(func() {
+		v.stop(errGone) // the stores may be closed: nothing is waited for
+		v.Close()
+	})
 	return v
 }
 

@@ -166,35 +166,6 @@ func (v *Volume) failed(n *node, w *view, err error) {
 	}
 }
 
-// await returns when some state has changed since gen.
-func (v *Volume) await(gen uint64) error {
-	c := &v.copies
-	c.mu.Lock()
-	changed, moved := c.changed, c.gen.Load() != gen
-	c.mu.Unlock()
-	if !moved {
-		select {
-		case <-changed:
-		case <-v.ctx.Done():
-		}
-	}
-	return v.stopped()
-}
-
-// settled returns how a node is when it is not failing.
-func (v *Volume) settled(n *node) (*view, error) {
-	for {
-		gen := v.copies.gen.Load()
-		w := n.view.Load()
-		if w.state != failing {
-			return w, nil
-		}
-		if err := v.await(gen); err != nil {
-			return nil, err
-		}
-	}
-}
-
 // mayLose reports whether each chunk of n has another copy in sync. The caller
 // has mu.
 func (c *copies) mayLose(n *node) bool {
@@ -242,4 +213,50 @@ func (c *copies) enough(min int) bool {
 		}
 	}
 	return true
+}
+
+// await returns when some node's state has changed since gen. Otherwise why the
+// volume has ended.
+func (v *Volume) await(gen uint64) error {
+	v.copies.mu.Lock()
+	changed, moved := v.copies.changed, v.copies.gen.Load() != gen
+	v.copies.mu.Unlock()
+	if moved {
+		return v.stopped()
+	}
+	select {
+	case <-changed:
+	case <-v.ctx.Done():
+		if v.stopped() == nil {
+			return ErrClosed
+		}
+	}
+	return v.stopped()
+}
+
+// maxLost bounds what is remembered of refused writes a node.
+const maxLost = 1024
+
+// mayHave remembers that n may have a write that ended in an error, or get it
+// yet. Under mu.
+func (n *node) mayHave(lost span) {
+	if len(n.lost) == maxLost {
+		for _, s := range n.lost {
+			lost = span{off: min(lost.off, s.off), end: max(lost.end, s.end), version: max(lost.version, s.version)}
+		}
+		n.lost = n.lost[:0]
+	}
+	n.lost = append(n.lost, lost)
+}
+
+// shut ends what is being caught up with; nothing new is.
+func (c *copies) shut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closing = true
+	for _, n := range c.nodes {
+		if w := n.view.Load(); w.state == catching || w.state == joining {
+			w.at.cancel()
+		}
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"iter"
 
-	"torus/ring"
 	"torus/store"
 )
 
@@ -73,21 +72,22 @@ func (v *Volume) extentBatch(off, end int64) ([]Extent, error) {
 	if err != nil {
 		return nil, err
 	}
-	batch, err := v.runExtents(off, stop, copies)
-	if err != nil {
-		return nil, err
+	lapsed := v.held != nil && !v.held()
+	for {
+		gen := v.copies.gen.Load()
+		var batch []Extent
+		err := v.fromCopies(off, copies, func(w *view) (err error) {
+			batch, err = v.overlay(w.at, off, stop)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		last := batch[len(batch)-1]
+		if shown, err := v.confirm(pageFloor(off), pageCeil(last.Off+last.N), gen, lapsed); shown || err != nil {
+			return batch, err
+		}
 	}
-	last := batch[len(batch)-1]
-	return batch, v.confirm(pageFloor(off), pageCeil(last.Off+last.N))
-}
-
-// runExtents asks the copies of a run in turn until one can say what is there.
-func (v *Volume) runExtents(off, end int64, copies []ring.NodeID) (batch []Extent, err error) {
-	err = v.ask(off, copies, func(at *attempt) (err error) {
-		batch, err = v.overlay(at.replica, off, end)
-		return err
-	})
-	return batch, err
 }
 
 // cursor walks through one layer's extents.
@@ -114,11 +114,11 @@ func (c *cursor) seek(off int64) error {
 
 // overlay lays the layers of the chain over each other, as one copy has them,
 // from off until end or extentBatch extents.
-func (v *Volume) overlay(r store.Replica, off, end int64) ([]Extent, error) {
+func (v *Volume) overlay(at *attempt, off, end int64) ([]Extent, error) {
 	first, last := pageFloor(off), pageCeil(end)
 	cursors := make([]cursor, len(v.chain))
 	for i, layer := range v.chain {
-		next, stop := iter.Pull2(r.Extents(v.ctx, layer, first, last-first, 0))
+		next, stop := iter.Pull2(at.replica.Extents(at.ctx, layer, first, last-first, 0))
 		defer stop()
 		cursors[i] = cursor{next: next, now: store.Extent{Off: first - 1, N: 1}}
 	}

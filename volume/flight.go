@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -58,7 +60,12 @@ type shard struct {
 type span struct {
 	off, end int64
 	version  store.Version
+	gen      uint64 // the change of state of the nodes for which it has planned
 }
+
+// unplanned is the gen of a write that has not looked yet at which nodes are in
+// sync, and will.
+const unplanned = math.MaxUint64
 
 // newFlight starts the sequence of an epoch.
 func newFlight(e store.Epoch) *flight {
@@ -81,8 +88,9 @@ func (f *flight) home(off, end int64) *shard {
 }
 
 // begin enters a write of the pages [off, end) and returns its version, higher
-// than all given before. ErrSequence if the epoch has none left.
-func (f *flight) begin(off, end int64) (store.Version, error) {
+// than all given before. It is about to plan for gen: to look at the nodes after
+// begin. ErrSequence if the epoch has none left.
+func (f *flight) begin(off, end int64, gen uint64) (store.Version, error) {
 	// Here a new epoch taken in place will have its moment: last and end are
 	// all that tells one epoch from the next.
 	if f.last.Load() >= f.end {
@@ -92,7 +100,7 @@ func (f *flight) begin(off, end int64) (store.Version, error) {
 	s.mu.Lock()
 	s.count.Add(1)
 	version := store.Version(f.last.Add(1))
-	s.writes = append(s.writes, span{off, end, version})
+	s.writes = append(s.writes, span{off, end, version, gen})
 	s.mu.Unlock()
 	return version, nil
 }
@@ -116,9 +124,39 @@ func (f *flight) finish(off, end int64, version store.Version) {
 	s.mu.Unlock()
 }
 
-// awaitPlanned returns when every write that was in flight has ended: later ones
-// see the states of the nodes as they are now.
-func (f *flight) awaitPlanned() { f.await(0, store.MaxVolumeSize, f.given()) }
+// replanned says of a write in flight that it is about to plan for gen.
+func (f *flight) replanned(off, end int64, version store.Version, gen uint64) {
+	s := f.home(off, end)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.writes {
+		if s.writes[i].version == version {
+			s.writes[i].gen = gen
+		}
+	}
+	if s.waiters > 0 {
+		s.ended.Broadcast()
+	}
+}
+
+// awaitPlanned returns when every write in flight has planned for gen, or will:
+// which of them a shard's lock shows afterwards looks at the nodes later.
+func (f *flight) awaitPlanned(gen uint64) {
+	for i := range f.shards {
+		f.shards[i].awaitPlanned(gen)
+	}
+	f.wide.awaitPlanned(gen)
+}
+
+func (s *shard) awaitPlanned(gen uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for slices.ContainsFunc(s.writes, func(w span) bool { return w.gen < gen }) {
+		s.waiters++
+		s.ended.Wait()
+		s.waiters--
+	}
+}
 
 // given returns the version given last.
 func (f *flight) given() store.Version { return store.Version(f.last.Load()) }

@@ -12,7 +12,7 @@ import (
 // begins enters a write and fails the test if there is no version.
 func begins(t *testing.T, f *flight, off, end int64) store.Version {
 	t.Helper()
-	v, err := f.begin(off, end)
+	v, err := f.begin(off, end, 0)
 	must(t, err)
 	return v
 }
@@ -116,7 +116,7 @@ func TestFlightLowRaces(t *testing.T) {
 			for i := range int64(5000) {
 				off := (g + i) * regionSize
 				end := off + 4096 + i%2*regionSize
-				v, err := f.begin(off, end)
+				v, err := f.begin(off, end, 0)
 				if err != nil {
 					t.Error(err)
 					return

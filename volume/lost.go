@@ -71,7 +71,8 @@ func (v *Volume) rewrite(off, end int64, lost store.Version) (stop int64, err er
 
 // again writes the pages [off, end) as they are, in a new version.
 func (v *Volume) again(off, end int64) error {
-	version, err := v.flight.begin(off, end)
+	gen := v.copies.gen.Load()
+	version, err := v.flight.begin(off, end, gen)
 	if err != nil {
 		return err
 	}
@@ -83,7 +84,8 @@ func (v *Volume) again(off, end int64) error {
 	if err := v.readPages(off, p); err != nil {
 		return err
 	}
-	s := newSender(v, version, 0)
+	s := newSender(v, span{off, end, version, gen}, 0)
+	s.min = 0
 	defer s.release()
 	for at := off; at < end; {
 		next, f := sameKind(p[at-off:])

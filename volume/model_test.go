@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -244,6 +245,9 @@ const (
 	events
 )
 
+// errGone: the exporter ends with the nodes, and records nothing any more.
+var errGone = errors.New("the exporter is gone")
+
 func (e event) String() string {
 	return [...]string{"clean close", "new head", "take-over", "kill", "kill of one", "power cut of one", "power cut"}[e]
 }
@@ -322,14 +326,18 @@ func modelRound(t *testing.T, c *nodes, o *Options, v *Volume, workers []*modelW
 	case takeOver:
 		next = open(t, *o)
 	case kill:
+		v.stop(errGone)
 		for _, d := range c.disks {
 			d.Kill()
 		}
 	case killOne:
+		v.stop(errGone)
 		victim.Kill()
 	case cutOne:
+		v.stop(errGone)
 		victim.PowerCut()
 	case powerCut:
+		v.stop(errGone)
 		for _, d := range c.disks {
 			d.PowerCut()
 		}

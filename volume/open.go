@@ -46,6 +46,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		gate:     newGate(),
 		flight:   newFlight(o.Epoch),
 		records:  o.Records,
+		held:     o.Held,
 		dial:     o.Dial,
 	}
 	v.pace = newPace(v.requests, o.RepairRate)

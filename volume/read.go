@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"torus/ring"
 	"torus/store"
@@ -40,17 +41,23 @@ func (v *Volume) read(p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
+	lapsed := v.held != nil && !v.held()
 	end := off + int64(len(p))
-	var err error
-	if off%store.PageSize == 0 && end%store.PageSize == 0 {
-		err = v.readPages(off, p)
-	} else {
-		err = v.readParts(off, p)
+	for {
+		gen := v.copies.gen.Load()
+		var err error
+		if off%store.PageSize == 0 && end%store.PageSize == 0 {
+			err = v.readPages(off, p)
+		} else {
+			err = v.readParts(off, p)
+		}
+		if err != nil {
+			return err
+		}
+		if shown, err := v.confirm(pageFloor(off), pageCeil(end), gen, lapsed); shown || err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	return v.confirm(pageFloor(off), pageCeil(end))
 }
 
 // confirm returns when what has just been read of [off, end) may be shown: when
@@ -58,12 +65,59 @@ func (v *Volume) read(p []byte, off int64) error {
 // that a page was read does not say that it is in the node's log yet, only the
 // answer to its write does, and a crash between the two would take it back.
 // Looking costs some 5 ns when nothing overlaps.
-func (v *Volume) confirm(off, end int64) error {
+//
+// It is not to be shown, but read again, where a node's state has changed since
+// gen: a write that was refused may be on a node that is away by now. lapsed: the
+// lease had perhaps run out when the request arrived, so another holder may have
+// fenced other copies than the one that answered (10/31251).
+func (v *Volume) confirm(off, end int64, gen uint64, lapsed bool) (shown bool, err error) {
 	if v.flight.await(off, end, v.flight.given()) {
 		v.counts.readWaits.Add(1)
 	}
-	// One of those writes may have stopped the volume, its pages being mixed.
-	return v.stopped()
+	if lapsed {
+		if err := v.askAll(off, end); err != nil {
+			return false, err
+		}
+	}
+	return v.copies.gen.Load() == gen, v.stopped()
+}
+
+// askAll returns when every copy of [off, end) that is not recorded stale has
+// answered under our epoch.
+func (v *Volume) askAll(off, end int64) error {
+	for off < end {
+		stop, copies, err := v.place.writeRun(off, end)
+		if err != nil {
+			return err
+		}
+		for {
+			gen := v.copies.gen.Load()
+			var failed atomic.Bool
+			parallel(len(copies), maxCalls, func(i int) {
+				n := v.place.node(copies[i])
+				w := n.view.Load()
+				switch w.state {
+				case inSync, pending:
+					var page [store.PageSize]byte
+					err := w.at.replica.Read(w.at.ctx, v.chain[:1], off, page[:], nil)
+					if err != nil && !errors.Is(err, store.ErrCorrupt) {
+						v.failed(n, w, err)
+						failed.Store(true)
+					}
+				case failing:
+					failed.Store(true)
+				}
+			})
+			if !failed.Load() {
+				break
+			}
+			if err := v.await(gen); err != nil {
+				return err
+			}
+		}
+		off = stop
+	}
+	return nil
 }
 
 // readParts is readPages for any alignment: pages of which only a part is asked
@@ -137,62 +191,49 @@ func (v *Volume) readPages(off int64, p []byte) error {
 }
 
 // readRun reads pages that lie on the same copies from the first in sync that has
-// them sound. Where none is in sync it waits for one.
+// them sound.
 func (v *Volume) readRun(off int64, p []byte, copies []ring.NodeID) error {
-	return v.ask(off, copies, func(at *attempt) error { return at.replica.Read(at.ctx, v.chain, off, p, nil) })
+	return v.fromCopies(off, copies, func(w *view) error {
+		return w.at.replica.Read(w.at.ctx, v.chain, off, p, nil)
+	})
 }
 
-// ask asks the copies in sync, nearest first, until one answers.
-func (v *Volume) ask(off int64, copies []ring.NodeID, ask func(at *attempt) error) error {
+// fromCopies asks the copies in sync in turn, and waits while none is. Its error
+// is that of a page corrupt on all of them, or why the volume has ended.
+func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) error) error {
 	for {
 		gen := v.copies.gen.Load()
-		var asked *node
-		var w *view
-		var err error
-		for i, id := range copies {
+		var corrupt error
+		waits := false
+		for _, id := range copies {
 			n := v.place.node(id)
-			if w = n.view.Load(); w.state != inSync {
+			w := n.view.Load()
+			if w.state != inSync {
+				waits = waits || w.state == failing || w.state == pending
 				continue
 			}
-			asked = n
-			if err = ask(w.at); err == nil {
+			err := ask(w)
+			if err == nil {
 				return nil
 			}
-			others := 0
-			for _, id := range copies[i+1:] {
-				if v.place.node(id).view.Load().state == inSync {
-					others++
-				}
+			if err := v.stopped(); err != nil {
+				return err // which is also why a call that was under way has ended
 			}
-			if err := v.readFailed(n, off, err, others); err != nil {
-				return err
+			v.counts.failovers.Add(1)
+			if errors.Is(err, store.ErrCorrupt) {
+				// It will be repaired from here, with what the other copy answers.
+				v.log.Warn("corrupt page, reading another copy", "volume", v.id, "node", id, "off", off, "err", err)
+				corrupt = fmt.Errorf("node %v: %w", id, err)
+				continue
 			}
+			v.failed(n, w, err)
+			waits = true
 		}
-		if asked == nil || err != nil {
-			if err := v.await(gen); err != nil {
-				return err
-			}
+		if corrupt != nil && !waits {
+			return corrupt
+		}
+		if err := v.await(gen); err != nil {
+			return err
 		}
 	}
-}
-
-// readFailed deals with a failed read of one copy: nil if another is to be asked.
-func (v *Volume) readFailed(n *node, off int64, cause error, others int) error {
-	if err := v.stopped(); err != nil {
-		return err // which is also why a call that was under way has ended
-	}
-	err := fmt.Errorf("node %v: %w", n.id, cause)
-	switch afterRead(cause, others) {
-	case tryAnother:
-		// A page found corrupt will be repaired from here, with what the other
-		// copy answers.
-		v.counts.failovers.Add(1)
-		if errors.Is(cause, store.ErrCorrupt) {
-			v.log.Warn("corrupt page, reading another copy", "volume", v.id, "node", n.id, "off", off, "err", cause)
-		}
-		return nil
-	case stopServing:
-		return v.stop(err)
-	}
-	return err
 }

@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"fmt"
 	"sync"
 
 	"torus/ring"
@@ -17,34 +16,38 @@ const maxCalls = 64
 // goroutine but the caller's; that, and senders being used again, is why it
 // allocates nothing.
 type sender struct {
-	v       *Volume
-	version store.Version
-	flags   store.Flags
+	v     *Volume
+	write span // in flight
+	flags store.Flags
+	min   int // how many copies in sync must have it
 
-	calls   []call // not made yet; those of one run stand together
+	calls   []call // not settled yet; those of one run stand together
 	runs    int
 	refused error // the first run that no copy took
-	fatal   error // the first run that is mixed, or could not be placed
+	fatal   error // the volume has stopped, or a run could not be placed
 	wg      sync.WaitGroup
 }
 
 // call is one run of pages for one node.
 type call struct {
 	node   *node
-	at     *attempt
+	view   *view // as of when it was made last
 	run    int
 	off, n int64
 	p      []byte // nil: a hole
 
+	todo    bool          // to be made now
+	made    bool          // once or more often; err is the last answer
 	started store.Started // the answer is waited for; nil: it is not
 	err     error
 }
 
 var senders = sync.Pool{New: func() any { return new(sender) }}
 
-func newSender(v *Volume, version store.Version, flags store.Flags) *sender {
+// newSender makes a sender of a write in flight.
+func newSender(v *Volume, write span, flags store.Flags) *sender {
 	s := senders.Get().(*sender)
-	s.v, s.version, s.flags = v, version, flags
+	s.v, s.write, s.flags, s.min = v, write, flags, v.place.minCopies
 	return s
 }
 
@@ -90,15 +93,7 @@ func (s *sender) queue(off, n int64, p []byte, copies []ring.NodeID) {
 		s.make()
 	}
 	for _, id := range copies {
-		w, err := s.v.settled(s.v.place.node(id))
-		if err != nil {
-			s.fatal = err
-			return
-		}
-		if !w.state.takes() {
-			continue
-		}
-		s.calls = append(s.calls, call{node: s.v.place.node(id), at: w.at, run: s.runs, off: off, n: n, p: p})
+		s.calls = append(s.calls, call{node: s.v.place.node(id), run: s.runs, off: off, n: n, p: p})
 	}
 	s.runs++
 }
@@ -112,29 +107,73 @@ func (s *sender) flush() error {
 	return s.refused
 }
 
-// make makes the calls that wait, all at once, and judges the answers.
+// make makes the calls that wait, all at once, and again until each copy in sync
+// has answered.
 func (s *sender) make() {
 	if len(s.calls) == 0 || s.fatal != nil {
 		return
 	}
+	s.plan()
+	for i := range s.calls {
+		c := &s.calls[i]
+		c.view = c.node.view.Load()
+		c.todo = c.view.state.takes()
+	}
 	s.makeAll()
-	for first := 0; first < len(s.calls); {
-		first = s.judge(first)
+	if !s.done() {
+		s.settle()
 	}
 	clear(s.calls)
 	s.calls = s.calls[:0]
 }
 
-// makeAll makes the calls that wait and returns when all are answered. Those to
+// plan is called before the sender looks at the nodes, and returns the change of
+// state that it has seen then at least.
+func (s *sender) plan() uint64 {
+	gen := s.v.copies.gen.Load()
+	if gen != s.write.gen {
+		s.v.flight.replanned(s.write.off, s.write.end, s.write.version, gen)
+		s.write.gen = gen
+	}
+	return gen
+}
+
+// done reports whether nothing is to be decided: every node of every run has
+// applied it, is what it was, and enough of them are in sync.
+func (s *sender) done() bool {
+	run, have := -1, s.min
+	for i := range s.calls {
+		c := &s.calls[i]
+		if c.run != run {
+			if have < s.min {
+				return false
+			}
+			run, have = c.run, 0
+		}
+		if !c.made || c.err != nil || c.node.view.Load() != c.view {
+			return false
+		}
+		if c.view.state == inSync {
+			have++
+		}
+	}
+	return have >= s.min
+}
+
+// makeAll makes the calls to be made and returns when all are answered. Those to
 // other nodes are begun first; then one is made on this goroutine, that to this
 // process's own store.
 func (s *sender) makeAll() {
 	var own *call
 	for i := range s.calls {
 		c := &s.calls[i]
+		if !c.todo {
+			continue
+		}
+		at := c.view.at
 		switch {
-		case c.p != nil && c.at.starter != nil:
-			c.started, c.err = c.at.starter.StartWrite(s.v.ctx, s.v.chain[0], c.off, c.p, s.version, s.flags)
+		case c.p != nil && at.starter != nil:
+			c.started, c.err = at.starter.StartWrite(at.ctx, s.v.chain[0], c.off, c.p, s.write.version, s.flags)
 		case own == nil:
 			own = c
 		default:
@@ -148,10 +187,16 @@ func (s *sender) makeAll() {
 	for i := range s.calls {
 		if c := &s.calls[i]; c.started != nil {
 			c.err = c.started.Wait()
+			c.started = nil
 			s.count(c)
 		}
 	}
 	s.wg.Wait()
+	for i := range s.calls {
+		if c := &s.calls[i]; c.todo {
+			c.todo, c.made = false, true
+		}
+	}
 }
 
 func (s *sender) doThenDone(c *call) {
@@ -161,11 +206,11 @@ func (s *sender) doThenDone(c *call) {
 
 // do makes one call.
 func (s *sender) do(c *call) {
-	v := s.v
+	at, head := c.view.at, s.v.chain[0]
 	if c.p == nil {
-		c.err = c.at.replica.Zero(v.ctx, v.chain[0], c.off, c.n, s.version, s.flags)
+		c.err = at.replica.Zero(at.ctx, head, c.off, c.n, s.write.version, s.flags)
 	} else {
-		c.err = c.at.replica.Write(v.ctx, v.chain[0], c.off, c.p, s.version, s.flags)
+		c.err = at.replica.Write(at.ctx, head, c.off, c.p, s.write.version, s.flags)
 	}
 	s.count(c)
 }
@@ -173,41 +218,6 @@ func (s *sender) do(c *call) {
 // count notes a write that a sync of its node has to cover.
 func (s *sender) count(c *call) {
 	if c.err == nil && s.flags&store.FlagSync == 0 {
-		c.at.dirty.answered.Add(1) // before the write ends: a sync after that must find it
+		c.view.at.dirty.answered.Add(1) // before the write ends: a sync after that must find it
 	}
-}
-
-// judge decides about the run whose calls begin at first and returns where the
-// next one's begin. Here a failing copy will be recorded stale, so that the
-// write can be completed without it.
-func (s *sender) judge(first int) int {
-	var t tally
-	var failed, refused *call
-	i := first
-	for ; i < len(s.calls) && s.calls[i].run == s.calls[first].run; i++ {
-		c := &s.calls[i]
-		before := t
-		t.add(c.err)
-		switch {
-		case t.failed > before.failed && failed == nil:
-			failed = c
-		case t.refused > before.refused && refused == nil:
-			refused = c
-		}
-	}
-	switch t.verdict() {
-	case writeRefused:
-		if s.refused == nil {
-			s.refused = fmt.Errorf("node %v: %w", refused.node.id, refused.err)
-		}
-	case writeMixed:
-		if failed == nil {
-			failed = refused
-		}
-		if s.fatal == nil {
-			s.fatal = s.v.stop(fmt.Errorf("node %v failed a write that %d of %d copies applied: %w",
-				failed.node.id, t.applied, i-first, failed.err))
-		}
-	}
-	return i
 }

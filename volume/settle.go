@@ -1,7 +1,7 @@
 package volume
 
 import (
-	"fmt"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -152,14 +152,15 @@ func (v *Volume) tell(mark store.Version) error {
 	}
 	nodes := v.place.nodes
 	parallel(len(nodes), maxCalls, func(i int) {
-		if nodes[i].view.Load().state != inSync {
+		w := nodes[i].view.Load()
+		if w.state != inSync {
 			return
 		}
-		err := nodes[i].view.Load().at.replica.Stable(v.ctx, v.chain[0], mark, settled)
+		err := w.at.replica.Stable(w.at.ctx, v.chain[0], mark, settled)
 		switch {
 		case err == nil:
-		case fatal(err):
-			v.stop(fmt.Errorf("node %v: %w", nodes[i].id, err))
+		case errors.Is(err, store.ErrFenced) || errors.Is(err, store.ErrIncarnation):
+			v.failed(nodes[i], w, err)
 		default:
 			v.log.Warn("stable mark not told", "volume", v.id, "node", nodes[i].id, "err", err)
 		}

@@ -141,62 +141,61 @@ func (s *session) open(ctx context.Context) (*volume.Volume, error) {
 		recorded[i.Node] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
 	}
 	var stale []volume.Stale
-	for _, m := range att.Stale {
-		stale = append(stale, volume.Stale{Node: m.Node, Layer: m.Layer, Since: m.Since, Why: m.Why})
+	for _, r := range att.Stale {
+		stale = append(stale, volume.Stale{Node: r.Node, Layer: r.Layer, Since: r.Since, Why: r.Why})
+	}
+	var heldUntil time.Time
+	if att.Replaced != nil && !w.provenDead(att.Replaced.Holder) {
+		heldUntil = time.Now().Add(leaseTime)
 	}
 	return volume.Open(ctx, volume.Options{
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
 		Stores: stores, Place: w.placeFor(s.x.index), MinCopies: att.MinCopies(),
-		Clean: att.Volume.Clean, Recorded: recorded, Stale: stale,
-		Records:   simRecords{s},
+		Clean: att.Volume.Clean, Recorded: recorded, Stale: stale, Records: simRecords{s},
+		Held: att.Held, HeldUntil: heldUntil,
 		SyncBytes: w.with.syncBytes, SyncEvery: w.with.syncEvery,
 	})
 }
 
-// simRecords are the records of a session, through all that befalls them.
-type simRecords struct{ s *session }
+// simRecords is where a session writes down what its copies lack, as package
+// node has it, with the model looking on.
+type simRecords struct{ *session }
 
-// Serving implements volume.Records.
+var _ volume.Records = simRecords{}
+
 func (r simRecords) Serving(ctx context.Context, f volume.Found) error {
-	s := r.s
-	w := s.x.w
-	if len(f.Stale) > 0 { // until writes are held for min-copies
-		return volume.ErrNotDone
-	}
-	w.model.recovered(s, func(n *simNode) bool { _, is := f.Copies[n.id]; return is })
+	w := r.x.w
+	w.model.recovered(r.session, func(n *simNode) bool { _, is := f.Copies[n.id]; return is })
 	var found []cluster.Incarnation
 	for _, n := range w.nodes {
 		if c, is := f.Copies[n.id]; is {
 			found = append(found, cluster.Incarnation{Node: n.id, Identity: c.Identity, Incarnation: c.Incarnation})
 		}
 	}
-	var marks []cluster.Stale
-	for _, m := range f.Stale {
-		marks = append(marks, cluster.Stale{Layer: m.Layer, Node: m.Node, Since: m.Since, Why: m.Why})
+	var stale []cluster.Stale
+	for _, s := range f.Stale {
+		stale = append(stale, cluster.Stale{Layer: s.Layer, Node: s.Node, Since: s.Since, Epoch: r.epoch, At: time.Now(), Why: s.Why})
 	}
-	err := s.att.Serving(ctx, found, marks)
+	err := outcome(r.att.Serving(ctx, found, stale))
 	if err == nil {
-		w.model.served(s)
+		w.model.served(r.session)
 	}
 	return err
 }
 
-// Stale implements volume.Records.
 func (r simRecords) Stale(ctx context.Context, n ring.NodeID, why string, since map[store.LayerID]store.Version) error {
 	var marks []cluster.Stale
-	for _, l := range slices.Sorted(maps.Keys(since)) {
-		marks = append(marks, cluster.Stale{Layer: l, Node: n, Since: since[l], Why: why})
+	for _, layer := range slices.Sorted(maps.Keys(since)) {
+		marks = append(marks, cluster.Stale{Layer: layer, Node: n, Since: since[layer], Epoch: r.epoch, At: time.Now(), Why: why})
 	}
-	return outcome(r.s.att.MarkStale(ctx, marks))
+	return outcome(r.att.MarkStale(ctx, marks))
 }
 
-// InSync implements volume.Records.
 func (r simRecords) InSync(ctx context.Context, n ring.NodeID, now volume.Copy, layers []store.LayerID) error {
-	is := cluster.Incarnation{Node: n, Identity: now.Identity, Incarnation: now.Incarnation}
-	return outcome(r.s.att.InSync(ctx, is, layers))
+	return outcome(r.att.InSync(ctx, cluster.Incarnation{Node: n, Identity: now.Identity, Incarnation: now.Incarnation}, layers))
 }
 
-// outcome says what is known of a transaction, in the volume's words.
+// outcome says what became of a transaction, in the words of package volume.
 func outcome(err error) error {
 	switch {
 	case errors.Is(err, cluster.ErrLost):
@@ -205,6 +204,13 @@ func outcome(err error) error {
 		return fmt.Errorf("%w: %w", volume.ErrNotDone, err)
 	}
 	return err
+}
+
+// letGo tells the volume that a node is about to stop.
+func (s *session) letGo(n *simNode) {
+	if s.proc.pass() == nil {
+		s.vol.LetGo(n.id)
+	}
 }
 
 // watch ends the session when its attachment is lost.
@@ -416,5 +422,3 @@ func (b byteReader) Read(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
-
-func (s *session) letGo(n *simNode) {}

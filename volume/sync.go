@@ -21,8 +21,10 @@ type flusher struct {
 
 // dirty is a node with writes that are not durable.
 type dirty struct {
-	*node
-	covers uint64 // node.answered when the sync began
+	node   *node
+	of     *dirtiness
+	covers uint64 // of.answered when the sync began
+	view   *view  // under which it is synced now; nil: it is not
 }
 
 func (f *flusher) init() { f.ended.L = &f.mu }
@@ -35,7 +37,24 @@ func (v *Volume) Sync() error {
 	}
 	defer v.gate.leave()
 	v.counts.flushes.Add(1)
-	return v.wrap("sync", 0, -1, v.sync())
+	err := v.sync()
+	if err == nil {
+		err = v.awaitEnough()
+	}
+	return v.wrap("sync", 0, -1, err)
+}
+
+// awaitEnough returns when every chunk has min-copies copies in sync.
+func (v *Volume) awaitEnough() error {
+	for {
+		gen := v.copies.gen.Load()
+		if v.copies.enough(v.place.minCopies) {
+			return nil
+		}
+		if err := v.await(gen); err != nil {
+			return err
+		}
+	}
 }
 
 // sync is Sync, also for the volume's own goroutines.
@@ -69,33 +88,66 @@ func (v *Volume) sync() error {
 	return nil
 }
 
-// syncNodes syncs every node that has answered writes since its last sync. One
-// that fails has another incarnation from now on and may have lost what it
-// acknowledged (N2): the volume stops. Only one caller at a time.
+// syncNodes syncs every node that has answered writes since its last sync, and
+// returns when none of them is left but those that are away. What came to one
+// that was caught up with meanwhile is durable since it was. Only one caller at a
+// time.
 func (v *Volume) syncNodes() error {
-	nodes := v.flush.dirty[:0]
+	f := &v.flush
+	f.dirty = f.dirty[:0]
 	for _, n := range v.place.nodes {
-		if !n.view.Load().state.flushed() {
+		w := n.view.Load()
+		if w.state != failing && !w.state.flushed() {
 			continue
 		}
-		if a := n.view.Load().at.dirty.answered.Load(); a != n.view.Load().at.dirty.synced {
-			nodes = append(nodes, dirty{n, a})
+		if a := w.at.dirty.answered.Load(); a != w.at.dirty.synced {
+			f.dirty = append(f.dirty, dirty{node: n, of: w.at.dirty, covers: a})
 		}
 	}
-	v.flush.dirty = nodes
-	if len(nodes) == 1 {
-		return v.syncNode(nodes[0])
+	for {
+		gen := v.copies.gen.Load()
+		again, waits := 0, false
+		for i := range f.dirty {
+			d := &f.dirty[i]
+			d.view = nil
+			switch w := d.node.view.Load(); {
+			case w.at == nil || w.at.dirty != d.of || d.of.synced >= d.covers || w.state == catching:
+			case w.state == failing:
+				waits = true
+			default:
+				d.view = w
+				again++
+			}
+		}
+		switch {
+		case again == 1:
+			for i := range f.dirty {
+				v.syncNode(&f.dirty[i])
+			}
+		case again > 1:
+			parallel(len(f.dirty), maxCalls, func(i int) { v.syncNode(&v.flush.dirty[i]) })
+		case !waits:
+			return v.stopped()
+		default:
+			if err := v.await(gen); err != nil {
+				return err
+			}
+		}
+		if err := v.stopped(); err != nil {
+			return err
+		}
 	}
-	parallel(len(nodes), maxCalls, func(i int) { v.syncNode(v.flush.dirty[i]) })
-	return v.stopped()
 }
 
-// syncNode makes durable what a node had answered, and stops the volume if it fails.
-func (v *Volume) syncNode(n dirty) error {
-	v.counts.syncs.Add(1)
-	if err := n.view.Load().at.replica.Sync(v.ctx); err != nil {
-		return v.stop(fmt.Errorf("node %v failed to sync: %w", n.id, err))
+// syncNode makes durable what a node had answered.
+func (v *Volume) syncNode(d *dirty) {
+	if d.view == nil {
+		return
 	}
-	n.view.Load().at.dirty.synced = n.covers
-	return nil
+	v.counts.syncs.Add(1)
+	if err := d.view.at.replica.Sync(d.view.at.ctx); err != nil {
+		v.failed(d.node, d.view, fmt.Errorf("sync: %w", err))
+		return
+	}
+	d.of.synced = d.covers
 }

@@ -382,12 +382,13 @@ func (v *Volume) catch(n *node) (tried bool, err error) {
 			at.cancel()
 		}
 	}()
-	if !v.begins(n, at) {
+	gen, is := v.begins(n, at)
+	if !is {
 		return false, v.stopped()
 	}
 	// From here on every write in flight is sent to the node too, or ends without
 	// it before its pages are compared (10/3778).
-	v.flight.awaitPlanned()
+	v.flight.awaitPlanned(gen)
 	if err := v.equal(n, at, since); err != nil {
 		return true, v.unlessFenced(n, err)
 	}
@@ -435,15 +436,16 @@ func (v *Volume) attachStale(n *node) (*attempt, map[store.LayerID]store.Version
 	return at, since, nil
 }
 
-// begins has writes sent to the node, unless the volume is about to end.
-func (v *Volume) begins(n *node, at *attempt) bool {
+// begins has writes sent to the node, unless the volume is about to end. Those
+// that have planned for gen include it.
+func (v *Volume) begins(n *node, at *attempt) (gen uint64, is bool) {
 	v.copies.mu.Lock()
 	defer v.copies.mu.Unlock()
 	if v.copies.closing || v.ctx.Err() != nil {
-		return false
+		return 0, false
 	}
 	v.turn(n, catching, at)
-	return true
+	return v.copies.gen.Load(), true
 }
 
 // equal makes the node's copies of the layers that are stale equal to its peers'.

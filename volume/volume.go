@@ -33,8 +33,10 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -108,6 +110,7 @@ type Volume struct {
 	adopted  atomic.Bool
 	copies   copies
 	records  Records
+	held     func() bool // the lease surely has not run out; nil: it never does
 	dial     func(context.Context, ring.NodeID) (store.Store, error)
 	tenders  sync.WaitGroup
 	pace     *pace
@@ -132,7 +135,13 @@ func (v *Volume) Size() int64 { return v.size }
 // copies so, and ends the volume; later calls return ErrClosed. Nil says that
 // it ended clean: all copies are equal and durable, and nothing has to be
 // recovered when the volume is opened next. The stores stay open.
+//
+// Requests that wait for a copy are given closePatience; then the volume ends
+// with an error, and they do.
 func (v *Volume) Close() error {
+	v.copies.shut()
+	patience := time.AfterFunc(closePatience, func() { v.stop(errClosing) })
+	defer patience.Stop()
 	if !v.gate.shut() {
 		return v.wrap("close", 0, -1, ErrClosed)
 	}
@@ -141,9 +150,34 @@ func (v *Volume) Close() error {
 	if err == nil {
 		err = v.settleNow()
 	}
+	if err == nil {
+		err = v.awaitSettled()
+	}
 	v.cancel()
 	v.tenders.Wait()
 	return v.wrap("close", 0, -1, err)
+}
+
+// closePatience is how long Close waits for copies that do not answer and can't
+// be recorded stale.
+const closePatience = 10 * time.Second
+
+var errClosing = errors.New("closed while requests waited for a copy")
+
+// awaitSettled returns when no node's record may yet come or go.
+func (v *Volume) awaitSettled() error {
+	for {
+		gen := v.copies.gen.Load()
+		if !slices.ContainsFunc(v.place.nodes, func(n *node) bool {
+			s := n.view.Load().state
+			return s == failing || s == pending
+		}) {
+			return nil
+		}
+		if err := v.await(gen); err != nil {
+			return err
+		}
+	}
 }
 
 // enter lets a request in that must leave through v.gate.leave.

@@ -76,7 +76,7 @@ type change struct {
 }
 
 // change carries out c: it has a version and is in flight from before the first
-// copy is asked until it is judged.
+// copy is asked until it is settled.
 func (v *Volume) change(c change) error {
 	if err := v.enterWrite(c.off, c.n); err != nil {
 		return err
@@ -86,11 +86,15 @@ func (v *Volume) change(c change) error {
 		return nil
 	}
 	first, end := pageFloor(c.off), pageCeil(c.off+c.n)
-	version, err := v.flight.begin(first, end)
+	gen := v.copies.gen.Load()
+	if c.off != first || c.off+c.n != end {
+		gen = unplanned // a merge may have to wait for a write that waits for a copy to be in sync
+	}
+	version, err := v.flight.begin(first, end, gen)
 	if err != nil {
 		return err
 	}
-	err = v.send(&c, first, end, version)
+	err = v.send(&c, first, end, version, gen)
 	if c.flags&store.FlagSync == 0 {
 		// Also after an error: some pages may have been applied, and a mark
 		// that passes this version says that they are durable.
@@ -104,8 +108,8 @@ func (v *Volume) change(c change) error {
 }
 
 // send brings c, which covers the pages [first, end), to all copies.
-func (v *Volume) send(c *change, first, end int64, version store.Version) error {
-	s := newSender(v, version, c.flags)
+func (v *Volume) send(c *change, first, end int64, version store.Version, gen uint64) error {
+	s := newSender(v, span{first, end, version, gen}, c.flags)
 	defer s.release()
 	if c.off == first && c.off+c.n == end {
 		s.pages(first, end, c.p, c.fill)
