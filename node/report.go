@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"reflect"
+	"slices"
 	"time"
 
 	"torus/cluster"
@@ -43,7 +44,8 @@ func (n *Node) report(ctx context.Context, a *attached) {
 // worthReporting reports whether now is to be told when told was, so long ago;
 // the zero Status where nothing was told.
 func worthReporting(told, now volume.Status, ago time.Duration) bool {
-	if now.InSync() {
+	fine := !slices.ContainsFunc(now.Copies, func(c volume.CopyStatus) bool { return !c.InSync() })
+	if fine {
 		return told.Copies != nil && !reflect.DeepEqual(told, now)
 	}
 	return ago >= reportAgain || !reflect.DeepEqual(told, now)
@@ -53,8 +55,12 @@ func worthReporting(told, now volume.Status, ago time.Duration) bool {
 func newReport(s volume.Status) cluster.Report {
 	r := cluster.Report{Waiting: s.Waiting}
 	for _, c := range s.Copies {
+		state := c.State
+		if c.InSync() {
+			state = cluster.CopyInSync
+		}
 		r.Copies = append(r.Copies, cluster.CopyReport{
-			Node: c.Node, State: c.State, Why: c.Why, Since: c.At.UTC(), Done: c.Done, Total: c.Total,
+			Node: c.Node, State: state, Why: c.Why, Since: c.When.UTC(), Done: c.Done, Total: c.Total,
 		})
 	}
 	return r

@@ -8,61 +8,7 @@ import (
 	"torus/ring"
 )
 
-// Status says how the copies of a volume are, now.
-type Status struct {
-	// Waiting says what writes wait for, some of them at least; empty if nothing.
-	Waiting string
-	Copies  []CopyStatus // by node
-}
-
-// CopyStatus is one node's copies.
-type CopyStatus struct {
-	Node  ring.NodeID
-	State string    // "in sync", "pending", "failing", "away", "catching", "joining"
-	Why   string    // it is not in sync; empty if it is
-	At    time.Time // when it failed; zero if it is in sync
-	// Done and Total are bytes: how many of those that differed have been brought
-	// to it, while it is catching or joining.
-	Done, Total int64
-}
-
-// InSync reports whether every copy is.
-func (s Status) InSync() bool {
-	for _, c := range s.Copies {
-		if c.State != inSync.String() {
-			return false
-		}
-	}
-	return true
-}
-
-// Status returns how the copies are.
-func (v *Volume) Status() Status {
-	c := &v.copies
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var s Status
-	for _, n := range v.place.nodes {
-		state := n.view.Load().state
-		is := CopyStatus{Node: n.id, State: state.String()}
-		if state != inSync {
-			is.Why, is.At = fmt.Sprint(n.why), n.when
-		}
-		if state == catching || state == joining {
-			is.Done, is.Total = n.progress.done.Load(), n.progress.total.Load()
-		}
-		if state == failing && s.Waiting == "" {
-			s.Waiting = fmt.Sprintf("node %v: %v", n.id, n.why)
-		}
-		s.Copies = append(s.Copies, is)
-	}
-	if s.Waiting == "" && !c.enough(v.place.minCopies) {
-		s.Waiting = fmt.Sprintf("%d copies in sync", v.place.minCopies)
-	}
-	return s
-}
-
-// progress is how far a resync is.
+// progress is how far a resync is, for Status.
 type progress struct{ done, total atomic.Int64 } // bytes
 
 // begin starts anew.
@@ -75,4 +21,50 @@ func (p *progress) begin() {
 func (v *Volume) requests() int64 {
 	c := &v.counts
 	return c.reads.Load() + c.writes.Load() + c.zeroes.Load() + c.flushes.Load()
+}
+
+// Status is how an open volume is.
+type Status struct {
+	// Waiting says what requests wait for; "" while they go on.
+	Waiting string
+	Copies  []CopyStatus // by node
+}
+
+// CopyStatus is how one node's copies are.
+type CopyStatus struct {
+	Node  ring.NodeID
+	State string    // "in sync", "away", …: see state
+	Why   string    // it is not in sync
+	When  time.Time // it ceased to be
+	// Done and Total, in bytes, say how far a resync is; Total 0: none is under way.
+	Done, Total int64
+}
+
+// InSync reports whether the copies have all that was acknowledged.
+func (c CopyStatus) InSync() bool { return c.State == inSync.String() }
+
+// Status returns how the volume is.
+func (v *Volume) Status() Status {
+	c := &v.copies
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := Status{Copies: make([]CopyStatus, 0, len(v.place.nodes))}
+	for _, n := range v.place.nodes {
+		state := n.view.Load().state
+		copy := CopyStatus{Node: n.id, State: state.String()}
+		if state != inSync {
+			copy.Why, copy.When = fmt.Sprint(n.why), n.when
+		}
+		if state == catching || state == joining {
+			copy.Done, copy.Total = n.progress.done.Load(), n.progress.total.Load()
+		}
+		if state == failing && s.Waiting == "" {
+			s.Waiting = fmt.Sprintf("node %v: %v", n.id, n.why)
+		}
+		s.Copies = append(s.Copies, copy)
+	}
+	if s.Waiting == "" && !c.enough(v.place.minCopies) {
+		s.Waiting = fmt.Sprintf("%d copies in sync", v.place.minCopies)
+	}
+	return s
 }
