@@ -183,8 +183,10 @@ func copyOf(t *testing.T, dir string, size int64) []byte {
 		t.Fatalf("layers %v, want one", layers)
 	}
 	b := make([]byte, size)
-	if err := st.ReadSealed(ctx, layers, 0, b); err != nil {
-		t.Fatal(err)
+	for off := int64(0); off < size; off += store.ChunkSize {
+		if err := st.ReadSealed(ctx, layers, off, b[off:min(size, off+store.ChunkSize)]); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return b
 }
