@@ -333,3 +333,70 @@ func TestLetGo(t *testing.T) {
 		})
 	}
 }
+
+// TestLateClear: while it is not known whether a node's record is gone, the node
+// is waited for and not read; if it fails then, it does not go back without a new
+// record, though the old one was deleted late (4/39330).
+func TestLateClear(t *testing.T) {
+	for _, late := range []bool{false, true} { // the transaction is done in the end
+		synctest.Test(t, func(t *testing.T) {
+			c := newNodes(3, 3, nil)
+			diverge(t, c, rand.New(rand.NewPCG(9, 9)), 1<<20)
+			o := c.options(2, 1<<20)
+			answers := false
+			c.hookInSync = func() error {
+				if answers {
+					return nil
+				}
+				return errors.New("no answer")
+			}
+			v, err := Open(context.Background(), o)
+			must(t, err)
+			defer v.Close()
+			time.Sleep(time.Minute)
+			if s := v.Status(); s.Copies[2].State != "pending" || s.Copies[0].State != "in sync" {
+				t.Fatalf("status %+v", s)
+			}
+			if late {
+				delete(c.stale, 3)
+			}
+			n := v.place.node(3)
+			recorded := errors.New("no answer either")
+			c.hookStale = func() error { return recorded }
+			v.failed(n, n.view.Load(), store.ErrUnreachable)
+			time.Sleep(time.Minute)
+			if s := stateOf(v, 3); s != failing {
+				t.Fatalf("not recorded, node 3 is %v", s)
+			}
+			recorded, answers = nil, true
+			joins(t, v)
+			if len(c.stale) != 0 || !allInSync(v) {
+				t.Errorf("recorded %v, status %+v", c.stale, v.Status())
+			}
+		})
+	}
+}
+
+// TestCloseWhileCatching: closing waits for no resync, and ends clean.
+func TestCloseWhileCatching(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newNodes(3, 3, nil)
+		diverge(t, c, rand.New(rand.NewPCG(9, 9)), 1<<20)
+		f := faulty(c)
+		inject(f[2], "syncs hang")
+		v, err := Open(context.Background(), c.options(2, 1<<20))
+		must(t, err)
+		time.Sleep(5 * time.Second)
+		if s := stateOf(v, 3); s != joining {
+			t.Fatalf("node 3 is %v", s)
+		}
+		write(t, v, []byte("x"), 0)
+		began := time.Now()
+		if err := v.Close(); err != nil || time.Since(began) > 0 {
+			t.Errorf("closed after %v: %v", time.Since(began), err)
+		}
+		if c.stale[3] == nil {
+			t.Errorf("recorded %v", c.stale)
+		}
+	})
+}

@@ -384,7 +384,7 @@ func (v *Volume) catch(n *node) (tried bool, err error) {
 	}()
 	gen, is := v.begins(n, at)
 	if !is {
-		return false, v.stopped()
+		return false, ErrClosed
 	}
 	// From here on every write in flight is sent to the node too, or ends without
 	// it before its pages are compared (10/3778).
