@@ -18,13 +18,9 @@ type placement struct {
 	only      []ring.NodeID // the one node, if there is one only
 }
 
-// placementProbes is how many chunks are tried when a volume is opened. A ring
-// repeats its few thousand partitions, so most mistakes show here; what is left
-// is refused, by the same words, when the chunk is used.
-const placementProbes = 1024
-
-// init sets up the placement over the attached nodes and tries it on chunks all
-// over the volume.
+// init sets up the placement over the attached nodes and tries it on every chunk
+// that may differ from those before. It returns the sets of copies that chunks
+// have, each once: all of them, as no set may lose its last copy in sync.
 func (p *placement) init(o Options, nodes []*node) (groups [][]ring.NodeID, err error) {
 	p.nodes, p.place, p.minCopies = nodes, o.Place, o.MinCopies
 	p.byID = make(map[ring.NodeID]*node, len(nodes))
@@ -33,19 +29,25 @@ func (p *placement) init(o Options, nodes []*node) (groups [][]ring.NodeID, err 
 	}
 	if len(nodes) == 1 {
 		p.only = []ring.NodeID{nodes[0].id}
+		return [][]ring.NodeID{p.only}, nil
 	}
-	chunks := (o.Size + store.ChunkSize - 1) / store.ChunkSize
-	step := max(chunks/placementProbes, 1)
-	for c := int64(0); c < chunks; c += step {
-		ids, err := p.copies(ring.ChunkIndex(c))
+	chunks := ring.ChunkIndex((o.Size + store.ChunkSize - 1) / store.ChunkSize)
+	if o.Period > 0 {
+		chunks = min(chunks, o.Period)
+	}
+	known := make(map[string]bool)
+	for c := range chunks {
+		ids, err := p.copies(c)
 		if err != nil {
 			return nil, err
 		}
 		if id, twice := repeated(ids); twice {
-			return nil, fmt.Errorf("%w: chunk %v is placed on node %v twice", store.ErrInvalid, ring.ChunkIndex(c), id)
+			return nil, fmt.Errorf("%w: chunk %v is placed on node %v twice", store.ErrInvalid, c, id)
 		}
-		if !slices.ContainsFunc(groups, func(g []ring.NodeID) bool { return sameNodes(g, ids) }) {
-			groups = append(groups, ids)
+		group := slices.Sorted(slices.Values(ids))
+		if key := fmt.Sprint(group); !known[key] {
+			known[key] = true
+			groups = append(groups, group)
 		}
 	}
 	return groups, nil
