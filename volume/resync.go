@@ -97,11 +97,11 @@ type piece struct {
 }
 
 // batch lists what differs from off on, in order, and up to where it looked. A
-// peer that fails is done without; without any left it is errNoPeer.
+// peer that fails is done without; without any left of some chunk it is errNoPeer.
 func (c *comparison) batch(ctx context.Context, off int64) (pieces []piece, next int64, err error) {
 	for {
 		peers := c.inSync()
-		if len(peers) == 0 {
+		if !c.suffice(peers) {
 			return nil, off, errNoPeer
 		}
 		pieces, next, err = c.compare(ctx, peers, off)
@@ -116,6 +116,15 @@ func (c *comparison) batch(ctx context.Context, off int64) (pieces []piece, next
 			return nil, off, err
 		}
 	}
+}
+
+// suffice reports whether each chunk of the node has a copy among peers: where
+// nobody lists anything, nothing would seem to be lacking (N6).
+func (r *resync) suffice(peers []peer) bool {
+	has := func(id ring.NodeID) bool { return slices.ContainsFunc(peers, func(p peer) bool { return p.id == id }) }
+	return !slices.ContainsFunc(r.v.copies.groups, func(group []ring.NodeID) bool {
+		return slices.Contains(group, r.n.id) && !slices.ContainsFunc(group, has)
+	})
 }
 
 // A peerError is what a copy in sync answered.

@@ -17,8 +17,9 @@ import (
 //	               │ link: late, lost, twice      │ simKV: away, outcomes unknown
 //	           simNode: faultstore, memstore  cluster.Memory     two or three nodes; killed, without power
 //
-// By default 60 seeds, 500 with TORUS_LONG_TESTS set. TORUS_SIM_SEEDS=N runs the
-// first N, TORUS_SIM_SEED=N that one alone, and shows every message if it fails.
+// By default 60 seeds, 500 with TORUS_LONG_TESTS set. TORUS_SIM_SEEDS=N runs so
+// many, from TORUS_SIM_FIRST on; TORUS_SIM_SEED=N runs that one alone, and shows
+// every message if it fails.
 //
 // How exactly a seed repeats: time is synctest's, and all chance comes from the
 // seed. What a message meets depends on what it says, not on when a goroutine
@@ -92,6 +93,9 @@ func TestSimulation(t *testing.T) {
 	}
 	if n, ok := simNumber(t, "TORUS_SIM_SEEDS"); ok {
 		count = n
+	}
+	if n, ok := simNumber(t, "TORUS_SIM_FIRST"); ok {
+		first = n
 	}
 	if n, ok := simNumber(t, "TORUS_SIM_SEED"); ok {
 		first, count = n, 1
