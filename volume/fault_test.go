@@ -387,6 +387,9 @@ func TestCorruptPage(t *testing.T) {
 	for _, copies := range []int{1, 3} {
 		inBubble(t, copies, copies, func(t *testing.T, v *Volume, f []*faultstore.Store) {
 			write(t, v, []byte(strings.Repeat("data", 4096)), 0)
+			for _, s := range f {
+				inject(s, "adopts fail with no-space") // or it would be healed
+			}
 			for i, s := range f {
 				got := string(read(t, v, 4096, 4))
 				if n := v.Stats().Failovers; got != "data" || n != int64(i*(i+1)/2) {

@@ -221,7 +221,7 @@ func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) e
 			}
 			v.counts.failovers.Add(1)
 			if errors.Is(err, store.ErrCorrupt) {
-				// It will be repaired from here, with what the other copy answers.
+				v.corrupt(n, err)
 				v.log.Warn("corrupt page, reading another copy", "volume", v.id, "node", id, "off", off, "err", err)
 				corrupt = fmt.Errorf("node %v: %w", id, err)
 				continue

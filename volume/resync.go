@@ -306,6 +306,7 @@ func (c *comparison) piece(ctx context.Context, p piece, b *pieceBuffer) error {
 			return c.adoptRuns(ctx, p, data, info)
 		case errors.Is(err, store.ErrCorrupt):
 			corrupt = err
+			c.v.corrupt(peer.node, err)
 			if p.N > store.PageSize {
 				return c.pages(ctx, p, b)
 			}

@@ -8,7 +8,7 @@ import (
 
 // counters are what Stats reads.
 type counters struct {
-	reads, bytesRead, readWaits, failovers atomic.Int64
+	reads, bytesRead, readWaits, failovers, healed atomic.Int64
 
 	writes, bytesWritten, zeroes, merges atomic.Int64
 
@@ -20,6 +20,7 @@ type Stats struct {
 	Reads, BytesRead     int64 // requests answered, and their bytes
 	ReadWaits            int64 // reads that waited for a write they overlapped
 	Failovers            int64 // reads that failed on one copy and went to another
+	Healed               int64 // pages rewritten that a copy had lost
 	Writes, BytesWritten int64 // requests answered, and their bytes
 	Zeroes               int64 // trims and zeroings answered
 	Merges               int64 // writes and zeroings with edges inside a page
@@ -35,7 +36,7 @@ func (v *Volume) Stats() Stats {
 	c := &v.counts
 	return Stats{
 		Reads: c.reads.Load(), BytesRead: c.bytesRead.Load(),
-		ReadWaits: c.readWaits.Load(), Failovers: c.failovers.Load(),
+		ReadWaits: c.readWaits.Load(), Failovers: c.failovers.Load(), Healed: c.healed.Load(),
 		Writes: c.writes.Load(), BytesWritten: c.bytesWritten.Load(),
 		Zeroes: c.zeroes.Load(), Merges: c.merges.Load(),
 		Flushes: c.flushes.Load(), Syncs: c.syncs.Load(),

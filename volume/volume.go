@@ -125,6 +125,7 @@ type Volume struct {
 	broken atomic.Pointer[broken] // why the volume stopped; nil while it serves
 	flush  flusher
 	settle settler
+	healer healer
 	counts counters
 }
 

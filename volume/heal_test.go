@@ -1,0 +1,136 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"testing"
+	"testing/synctest"
+
+	"torus/store"
+	"torus/store/faultstore"
+)
+
+// A page that one copy has lost is rewritten from another as soon as somebody has come
+// upon it.
+func TestCorruptPageIsRewritten(t *testing.T) {
+	inBubble(t, 3, 3, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("data"), 4096), 0)
+		inject(f[0], "reads at [4096,8192) corrupt")
+		inject(f[1], "reads at [4096,8192) corrupt")
+		for round := range 2 {
+			if got := string(read(t, v, 4096, 4)); got != "data" {
+				t.Errorf("round %d: read %q", round, got)
+			}
+			synctest.Wait()
+		}
+		if s := v.Stats(); s.Failovers != 2 || s.Healed != 2 {
+			t.Errorf("%d failovers, %d pages rewritten; want 2 and 2", s.Failovers, s.Healed)
+		}
+	})
+}
+
+// What has been written to a page since another copy of it was read stays.
+func TestRewritingLosesNoWrite(t *testing.T) {
+	inBubble(t, 2, 2, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("old!"), 1024), 0)
+		inject(f[0], "reads at [0,4096) corrupt")
+		held := inject(f[0], "adopts hang")
+		read(t, v, 0, 4096)
+		synctest.Wait()
+		write(t, v, bytes.Repeat([]byte("new!"), 1024), 0)
+		f[0].Remove(held)
+		synctest.Wait()
+		if got := string(read(t, v, 0, 4)); got != "new!" || v.Stats().Failovers != 1 {
+			t.Errorf("read %q after %d failovers", got, v.Stats().Failovers)
+		}
+	})
+}
+
+// A write that is not acknowledged yet is not what a page is rewritten with: the copies
+// may all refuse it still.
+func TestRewritingAwaitsTheWrite(t *testing.T) {
+	inBubble(t, 2, 2, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("old!"), 1024), 0)
+		held := inject(f[0], "writes hang")
+		w := begin(func() error { _, err := v.WriteAt(bytes.Repeat([]byte("new!"), 1024), 0); return err })
+		synctest.Wait() // the second node has it
+		v.heal(badPage{v.place.node(1), testHead, 0})
+		synctest.Wait()
+		if n := v.Stats().Healed; n != 0 {
+			t.Errorf("%d pages rewritten while the write was in flight", n)
+		}
+		f[0].Remove(held)
+		synctest.Wait()
+		if !w.done.Load() || w.err != nil || v.Stats().Healed != 1 {
+			t.Errorf("write done %v, %v; %d pages rewritten", w.done.Load(), w.err, v.Stats().Healed)
+		}
+	})
+}
+
+// A scrub finds what no client reads: pages that are corrupt on some copy, and copies
+// that lack what all should have.
+func TestScrub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newNodes(4, 3, nil)
+		const size = 16 << 20
+		v, err := Open(context.Background(), c.options(1, size))
+		must(t, err)
+		const written = 12<<20 + 5*store.PageSize
+		write(t, v, bytes.Repeat([]byte("data"), written/4), 0)
+		must(t, v.Trim(3*store.PageSize, store.PageSize, false))
+		must(t, v.Close())
+
+		f := faulty(c)
+		o := c.options(2, size)
+		o.Clean = true
+		v, err = Open(context.Background(), o)
+		must(t, err)
+		defer v.Close()
+		inject(f[1], "reads at [8192,12288) corrupt")      // chunk 0 lies on nodes 1, 2, 3
+		inject(f[3], "reads at [8392704,8400896) corrupt") // two pages of chunk 2, on nodes 3, 4, 1
+		lacks, err := c.stores[2].Attach(context.Background(), testVolume, 2)
+		must(t, err)
+		must(t, lacks.Adopt(context.Background(), testHead, store.Extent{Off: 0, N: store.PageSize}, nil))
+
+		found, err := v.Scrub(context.Background(), nil)
+		must(t, err)
+		if want := (Scrubbed{Bytes: 3 * (written - store.PageSize), Corrupt: 3, Unlike: 1}); found != want {
+			t.Errorf("scrub found %+v, want %+v", found, want)
+		}
+		synctest.Wait()
+		if n := v.Stats().Healed; n != 4 {
+			t.Errorf("%d pages rewritten, want 4", n)
+		}
+		found, err = v.Scrub(context.Background(), nil)
+		if want := (Scrubbed{Bytes: 3 * (written - store.PageSize)}); err != nil || found != want {
+			t.Errorf("the second scrub found %+v, %v", found, err)
+		}
+		c.alike(t, o)
+	})
+}
+
+// A scrub leaves alone what clients write meanwhile, ends with its context, and does not
+// keep Close waiting.
+func TestScrubBesideWrites(t *testing.T) {
+	inBubble(t, 3, 3, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("data"), 1<<20), 0)
+		must(t, v.settleNow())
+		held := inject(f[0], "writes hang")
+		w := begin(func() error { _, err := v.WriteAt(bytes.Repeat([]byte("new!"), 1024), 0); return err })
+		synctest.Wait()
+		if found, err := v.Scrub(context.Background(), nil); err != nil || found.Unlike != 0 || found.Corrupt != 0 {
+			t.Errorf("beside a write under way: %+v, %v", found, err)
+		}
+		f[0].Remove(held)
+		synctest.Wait()
+		must(t, w.err)
+		inject(f[1], "reads delay 1s")
+		scrub := begin(func() error { _, err := v.Scrub(context.Background(), nil); return err })
+		synctest.Wait()
+		must(t, v.Close())
+		synctest.Wait()
+		if !scrub.done.Load() || scrub.err == nil {
+			t.Errorf("after Close the scrub is done: %v, %v", scrub.done.Load(), scrub.err)
+		}
+	})
+}

@@ -1,0 +1,229 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"slices"
+	"sync"
+
+	"torus/store"
+)
+
+// Scrubbed is what a scrub found.
+type Scrubbed struct {
+	Bytes   int64 // read, on all copies together
+	Corrupt int64 // pages that failed their checksum on some copy
+	Unlike  int64 // pages of which copies had different versions that all should have had
+}
+
+// scrubWorkers is how many pieces are scrubbed at a time while no client is at work.
+const scrubWorkers = 2
+
+// Scrub reads every page of every copy in sync, so that what a disk has lost is found
+// while others have it, and compares versions: what should be durable everywhere, by
+// the stable mark, must be alike. What is bad is rewritten from the copy with the
+// highest sound version. It takes at most half of what clients leave. tell, which may be
+// nil, is called now and then with what was found so far.
+//
+// An error is that of ctx, or why the volume ended. Pages that are corrupt on every copy
+// are no error here: they are logged, and are one to who reads them.
+func (v *Volume) Scrub(ctx context.Context, tell func(Scrubbed)) (Scrubbed, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(v.ctx, cancel)()
+	s := &scrub{v: v, mark: v.durable()}
+	for _, layer := range slices.Backward(v.chain) {
+		for off := int64(0); off < v.size; {
+			next, err := s.batch(ctx, layer, off)
+			if err != nil {
+				return s.found, v.wrap("scrub", 0, -1, err)
+			}
+			if tell != nil {
+				tell(s.found)
+			}
+			off = next
+		}
+	}
+	return s.found, nil
+}
+
+// scrub is one under way.
+type scrub struct {
+	v    *Volume
+	mark store.Version // up to it all copies in sync have the same, durably
+
+	mu    sync.Mutex // guards found
+	found Scrubbed
+}
+
+// batch scrubs a layer from off on and returns up to where.
+func (s *scrub) batch(ctx context.Context, layer store.LayerID, off int64) (next int64, err error) {
+	pieces, next, err := s.list(ctx, layer, off)
+	if err != nil {
+		return off, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	buffers := sync.Pool{New: func() any { return new(pieceBuffer) }}
+	parallel(len(pieces), scrubWorkers, func(i int) {
+		b := buffers.Get().(*pieceBuffer)
+		defer buffers.Put(b)
+		if err := s.v.pace.do(ctx, pieces[i].N, func() error { return s.piece(layer, pieces[i], b) }); err != nil {
+			cancel(err)
+		}
+	})
+	return next, context.Cause(ctx)
+}
+
+// list returns the pieces of a layer from off on of which some copy in sync has data,
+// and up to where it looked.
+func (s *scrub) list(ctx context.Context, layer store.LayerID, off int64) (pieces []piece, next int64, err error) {
+	for {
+		gen := s.v.copies.gen.Load()
+		pieces, next, err := s.union(ctx, layer, off)
+		var of *peerError
+		if !errors.As(err, &of) {
+			return pieces, next, err
+		}
+		s.v.failed(of.peer.node, of.peer.view, of.err)
+		if err := s.v.await(gen); err != nil {
+			return nil, off, err
+		}
+	}
+}
+
+func (s *scrub) union(ctx context.Context, layer store.LayerID, off int64) (pieces []piece, next int64, err error) {
+	size := s.v.size
+	w := walk{at: off, end: size}
+	for _, n := range s.v.place.nodes {
+		p := peer{n, n.view.Load()}
+		if p.view.state != inSync {
+			continue
+		}
+		pull, stop := iter.Pull2(p.view.at.replica.Extents(ctx, layer, off, size-off, 0))
+		defer stop()
+		named := func() (store.Extent, error, bool) {
+			e, err, ok := pull()
+			if err != nil && ctx.Err() == nil {
+				err = &peerError{p, err}
+			}
+			return e, err, ok
+		}
+		w.cursors = append(w.cursors, cursor{next: named, now: store.Extent{Off: off - 1, N: 1}})
+	}
+	state := make([]store.Extent, len(w.cursors))
+	for len(pieces) < compareBatch {
+		from, end, err := w.next(state)
+		if err != nil {
+			return nil, off, err
+		}
+		if from == end {
+			return pieces, size, nil
+		}
+		data := slices.ContainsFunc(state, func(e store.Extent) bool { return e.Kind == store.Data })
+		for next = from; next < end; {
+			stop, copies, err := s.v.place.writeRun(next, end)
+			if err != nil {
+				return nil, off, err
+			}
+			if data {
+				pieces = piece{Extent: store.Extent{Off: next, N: stop - next}, from: copies}.asData(pieces)
+			}
+			next = stop
+		}
+	}
+	return pieces, next, nil
+}
+
+// copyRead is what one copy said of the pages of a piece.
+type copyRead struct {
+	node *node
+	info []store.PageInfo
+	bad  []bool // the page is corrupt
+}
+
+// piece reads one piece from each copy in sync and compares them.
+func (s *scrub) piece(layer store.LayerID, p piece, b *pieceBuffer) error {
+	if err := s.v.enter(); err != nil {
+		return err
+	}
+	defer s.v.gate.leave()
+	var copies []copyRead
+	for _, id := range p.from {
+		n := s.v.place.node(id)
+		w := n.view.Load()
+		if w.state != inSync {
+			continue
+		}
+		c := copyRead{n, make([]store.PageInfo, p.N/store.PageSize), make([]bool, p.N/store.PageSize)}
+		if s.read(&c, w, layer, p, b) {
+			copies = append(copies, c)
+		}
+	}
+	s.compare(layer, p, copies)
+	return s.v.stopped()
+}
+
+// read reads a piece from one copy, page by page where some page of it is corrupt. False
+// if the node fails: then its tender sees to it.
+func (s *scrub) read(c *copyRead, w *view, layer store.LayerID, p piece, b *pieceBuffer) bool {
+	data, _ := b.of(p.N)
+	err := s.v.readLayer(c.node, w, layer, p.Off, data, c.info)
+	if err != nil && !errors.Is(err, store.ErrCorrupt) {
+		return false
+	}
+	for i := range c.info {
+		if err == nil {
+			break
+		}
+		off := p.Off + int64(i)*store.PageSize
+		err := s.v.readLayer(c.node, w, layer, off, data[:store.PageSize], c.info[i:i+1])
+		if err != nil && !errors.Is(err, store.ErrCorrupt) {
+			return false
+		}
+		if err != nil {
+			s.v.log.Warn("scrub: corrupt page", "volume", s.v.id, "node", c.node.id, "off", off, "err", err)
+			s.v.corrupt(c.node, err)
+			c.bad[i] = true
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found.Bytes += p.N
+	for _, bad := range c.bad {
+		if bad {
+			s.found.Corrupt++
+		}
+	}
+	return true
+}
+
+// compare looks for pages that copies have in different versions, none of which is above
+// the mark. A hole may have been forgotten.
+func (s *scrub) compare(layer store.LayerID, p piece, copies []copyRead) {
+	for i := range p.N / store.PageSize {
+		var highest store.Version
+		for _, c := range copies {
+			if !c.bad[i] {
+				highest = max(highest, c.info[i].Version)
+			}
+		}
+		if highest > s.mark {
+			continue // perhaps in flight; another time
+		}
+		holes := !slices.ContainsFunc(copies, func(c copyRead) bool { return !c.bad[i] && c.info[i].Kind == store.Data })
+		for _, c := range copies {
+			if c.bad[i] || holes || c.info[i].Version == highest {
+				continue
+			}
+			off := p.Off + i*store.PageSize
+			s.v.log.Error("scrub: a copy lacks what it should have", "volume", s.v.id, "node", c.node.id, "layer", layer,
+				"off", off, "has", c.info[i].Version, "others", highest)
+			s.v.heal(badPage{c.node, layer, off})
+			s.mu.Lock()
+			s.found.Unlike++
+			s.mu.Unlock()
+		}
+	}
+}
