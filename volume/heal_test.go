@@ -5,6 +5,7 @@ import (
 	"context"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"torus/store"
 	"torus/store/faultstore"
@@ -92,20 +93,67 @@ func TestScrub(t *testing.T) {
 		must(t, err)
 		must(t, lacks.Adopt(context.Background(), testHead, store.Extent{Off: 0, N: store.PageSize}, nil))
 
-		found, err := v.Scrub(context.Background(), nil)
+		found, err := v.Scrub(context.Background(), ScrubOptions{})
 		must(t, err)
-		if want := (Scrubbed{Bytes: 3 * (written - store.PageSize), Corrupt: 3, Unlike: 1}); found != want {
+		if want := (Scrubbed{Done: size, Total: size, Bytes: 3 * (written - store.PageSize), Corrupt: 3, Unlike: 1}); found != want {
 			t.Errorf("scrub found %+v, want %+v", found, want)
 		}
 		synctest.Wait()
 		if n := v.Stats().Healed; n != 4 {
 			t.Errorf("%d pages rewritten, want 4", n)
 		}
-		found, err = v.Scrub(context.Background(), nil)
-		if want := (Scrubbed{Bytes: 3 * (written - store.PageSize)}); err != nil || found != want {
+		found, err = v.Scrub(context.Background(), ScrubOptions{})
+		if want := (Scrubbed{Done: size, Total: size, Bytes: 3 * (written - store.PageSize)}); err != nil || found != want {
 			t.Errorf("the second scrub found %+v, %v", found, err)
 		}
 		c.alike(t, o)
+	})
+}
+
+// A scrub goes on where an earlier one ended, and says what no copy has whole.
+func TestScrubGoesOn(t *testing.T) {
+	inBubble(t, 2, 2, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("data"), 4096), 0)
+		for _, f := range f {
+			inject(f, "reads at [8192,12288) corrupt")
+		}
+		var told []Scrubbed
+		whole, err := v.Scrub(context.Background(), ScrubOptions{Tell: func(s Scrubbed) { told = append(told, s) }})
+		if err != nil || whole.Lost != 1 || whole.Corrupt != 2 || len(told) == 0 || told[len(told)-1] != whole {
+			t.Errorf("%+v, %v; told %+v", whole, err, told)
+		}
+		begun := whole
+		begun.Bytes = 7
+		if found, err := v.Scrub(context.Background(), ScrubOptions{Begun: begun}); err != nil || found != begun {
+			t.Errorf("gone on at the end: %+v, %v", found, err)
+		}
+		begun.Total++ // of another chain, or size
+		if found, err := v.Scrub(context.Background(), ScrubOptions{Begun: begun}); err != nil || found != whole {
+			t.Errorf("not to be gone on with: %+v, %v", found, err)
+		}
+	})
+}
+
+// A scrub for idle time rests while clients are at work.
+func TestScrubInIdleTime(t *testing.T) {
+	inBubble(t, 2, 2, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("data"), 4096), 0)
+		scrub := begin(func() error {
+			_, err := v.Scrub(context.Background(), ScrubOptions{Idle: func() bool { return true }})
+			return err
+		})
+		for range 100 {
+			time.Sleep(busyFor / 2)
+			read(t, v, 0, 4096)
+		}
+		if scrub.done.Load() {
+			t.Error("scrubbed while a client was at work")
+		}
+		time.Sleep(3 * busyFor)
+		synctest.Wait()
+		if !scrub.done.Load() || scrub.err != nil {
+			t.Errorf("idle, and scrubbed %v, %v", scrub.done.Load(), scrub.err)
+		}
 	})
 }
 
@@ -118,14 +166,14 @@ func TestScrubBesideWrites(t *testing.T) {
 		held := inject(f[0], "writes hang")
 		w := begin(func() error { _, err := v.WriteAt(bytes.Repeat([]byte("new!"), 1024), 0); return err })
 		synctest.Wait()
-		if found, err := v.Scrub(context.Background(), nil); err != nil || found.Unlike != 0 || found.Corrupt != 0 {
+		if found, err := v.Scrub(context.Background(), ScrubOptions{}); err != nil || found.Unlike != 0 || found.Corrupt != 0 {
 			t.Errorf("beside a write under way: %+v, %v", found, err)
 		}
 		f[0].Remove(held)
 		synctest.Wait()
 		must(t, w.err)
 		inject(f[1], "reads delay 1s")
-		scrub := begin(func() error { _, err := v.Scrub(context.Background(), nil); return err })
+		scrub := begin(func() error { _, err := v.Scrub(context.Background(), ScrubOptions{}); return err })
 		synctest.Wait()
 		must(t, v.Close())
 		synctest.Wait()

@@ -6,15 +6,29 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"time"
 
 	"torus/store"
 )
 
-// Scrubbed is what a scrub found.
+// Scrubbed is what a scrub found, and how far it is.
 type Scrubbed struct {
-	Bytes   int64 // read, on all copies together
-	Corrupt int64 // pages that failed their checksum on some copy
-	Unlike  int64 // pages of which copies had different versions that all should have had
+	Done, Total int64 // bytes of the volume's layers that were gone through, and that there are; all layers count as much as the volume
+	Bytes       int64 // read, on all copies together
+	Corrupt     int64 // pages that failed their checksum on some copy
+	Unlike      int64 // pages of which copies had different versions that all should have had
+	Lost        int64 // pages that are corrupt on every copy in sync: nothing is left to rewrite them from
+}
+
+// ScrubOptions says how to scrub. The zero value is a whole scrub.
+type ScrubOptions struct {
+	// Begun goes on where an earlier scrub of the volume, that told this, ended.
+	Begun Scrubbed
+	// Idle is asked before each piece whether to rest while clients are at work; nil:
+	// no. What is not for idle time takes at most half of what clients leave.
+	Idle func() bool
+	// Tell is called now and then with what was found so far. It may be nil.
+	Tell func(Scrubbed)
 }
 
 // scrubWorkers is how many pieces are scrubbed at a time while no client is at work.
@@ -23,26 +37,28 @@ const scrubWorkers = 2
 // Scrub reads every page of every copy in sync, so that what a disk has lost is found
 // while others have it, and compares versions: what should be durable everywhere, by
 // the stable mark, must be alike. What is bad is rewritten from the copy with the
-// highest sound version. It takes at most half of what clients leave. tell, which may be
-// nil, is called now and then with what was found so far.
+// highest sound version, some of it after Scrub has returned.
 //
-// An error is that of ctx, or why the volume ended. Pages that are corrupt on every copy
-// are no error here: they are logged, and are one to who reads them.
-func (v *Volume) Scrub(ctx context.Context, tell func(Scrubbed)) (Scrubbed, error) {
+// An error is that of ctx, or why the volume ended. Pages that are lost are no error
+// here: they are logged, and are one to who reads them.
+func (v *Volume) Scrub(ctx context.Context, o ScrubOptions) (Scrubbed, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(v.ctx, cancel)()
-	s := &scrub{v: v, mark: v.durable()}
-	for _, layer := range slices.Backward(v.chain) {
-		for off := int64(0); off < v.size; {
-			next, err := s.batch(ctx, layer, off)
-			if err != nil {
-				return s.found, v.wrap("scrub", 0, -1, err)
-			}
-			if tell != nil {
-				tell(s.found)
-			}
-			off = next
+	s := &scrub{v: v, idle: o.Idle, mark: v.durable(), found: Scrubbed{Total: v.size * int64(len(v.chain))}}
+	if o.Begun.Total == s.found.Total {
+		s.found = o.Begun
+	}
+	for s.found.Done < s.found.Total {
+		// From the base up: a layer that is added meanwhile is the last.
+		i, off := s.found.Done/v.size, s.found.Done%v.size
+		next, err := s.batch(ctx, v.chain[int64(len(v.chain))-1-i], off)
+		if err != nil {
+			return s.found, v.wrap("scrub", 0, -1, err)
+		}
+		s.found.Done = i*v.size + next
+		if o.Tell != nil {
+			o.Tell(s.found)
 		}
 	}
 	return s.found, nil
@@ -51,9 +67,10 @@ func (v *Volume) Scrub(ctx context.Context, tell func(Scrubbed)) (Scrubbed, erro
 // scrub is one under way.
 type scrub struct {
 	v    *Volume
+	idle func() bool   // nil: never
 	mark store.Version // up to it all copies in sync have the same, durably
 
-	mu    sync.Mutex // guards found
+	mu    sync.Mutex // guards found while pieces are under way
 	found Scrubbed
 }
 
@@ -69,11 +86,25 @@ func (s *scrub) batch(ctx context.Context, layer store.LayerID, off int64) (next
 	parallel(len(pieces), scrubWorkers, func(i int) {
 		b := buffers.Get().(*pieceBuffer)
 		defer buffers.Put(b)
-		if err := s.v.pace.do(ctx, pieces[i].N, func() error { return s.piece(layer, pieces[i], b) }); err != nil {
+		err := s.awaitIdle(ctx)
+		if err == nil {
+			err = s.v.pace.do(ctx, pieces[i].N, func() error { return s.piece(layer, pieces[i], b) })
+		}
+		if err != nil {
 			cancel(err)
 		}
 	})
 	return next, context.Cause(ctx)
+}
+
+// awaitIdle waits for as long as clients are at work, where that is asked for.
+func (s *scrub) awaitIdle(ctx context.Context) error {
+	for s.idle != nil && s.idle() && s.v.pace.clients(time.Now()) {
+		if err := sleep(ctx, busyFor); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // list returns the pieces of a layer from off on of which some copy in sync has data,
@@ -199,15 +230,30 @@ func (s *scrub) read(c *copyRead, w *view, layer store.LayerID, p piece, b *piec
 	return true
 }
 
+// lost counts a page of which no sound copy is left.
+func (s *scrub) lost(layer store.LayerID, off int64) {
+	s.v.log.Error("scrub: no copy in sync has a page whole", "volume", s.v.id, "layer", layer, "off", off)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found.Lost++
+}
+
 // compare looks for pages that copies have in different versions, none of which is above
 // the mark. A hole may have been forgotten.
 func (s *scrub) compare(layer store.LayerID, p piece, copies []copyRead) {
 	for i := range p.N / store.PageSize {
 		var highest store.Version
+		bad := 0
 		for _, c := range copies {
-			if !c.bad[i] {
+			if c.bad[i] {
+				bad++
+			} else {
 				highest = max(highest, c.info[i].Version)
 			}
+		}
+		if bad > 0 && bad == len(copies) {
+			s.lost(layer, p.Off+i*store.PageSize)
+			continue
 		}
 		if highest > s.mark {
 			continue // perhaps in flight; another time
