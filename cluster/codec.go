@@ -26,6 +26,8 @@ import (
 //	/torus/incarnations/VOLUME/NODE 1  identity, incarnation
 //	/torus/stale/LAYER/NODE    1       since, epoch, at, why
 //	/torus/reports/VOLUME      1       waiting, copies, at (lease)
+//	/torus/scrubs/VOLUME       1       asked, answered, and how the newest is
+//	/torus/scrub-every         1       seconds
 const (
 	keyRoot         = "/torus/"
 	keyCluster      = keyRoot + "cluster"
@@ -38,6 +40,8 @@ const (
 	keyAttachments  = keyRoot + "attachments/"
 	keyIncarnations = keyRoot + "incarnations/"
 	keyStale        = keyRoot + "stale/"
+	keyScrubs       = keyRoot + "scrubs/"
+	keyScrubEvery   = keyRoot + "scrub-every"
 	keyReports      = keyRoot + "reports/"
 )
 

@@ -98,6 +98,7 @@ func (t *tx) deleteVolume(ctx context.Context, v Volume) error {
 	t.delete(keyVolumes + v.Name)
 	t.deletePrefix(incarnationsOf(v.ID))
 	t.deletePrefix(staleLayer(v.Head)) // which nobody can lack any more
+	t.delete(idKey(keyScrubs, v.ID))
 	if len(l.Pending) == 0 {
 		t.delete(key)
 	} else {
