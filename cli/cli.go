@@ -41,6 +41,7 @@ type grammar struct {
 	NBD        nbdCmds       `cmd:"" name:"nbd" help:"Export volumes from this machine."`
 	Node       nodeCmds      `cmd:"" help:"List, show and remove nodes."`
 	Ring       ringCmds      `cmd:"" help:"Show where data lies."`
+	Scrub      scrubCmd      `cmd:"" help:"Verify volumes: read every copy, compare them, rewrite what is bad."`
 	Volume     volumeCmds    `cmd:"" help:"Create, list, show, rename and delete volumes."`
 	Store      storeCmds     `cmd:"" help:"Look after the store of a node."`
 	Version    versionCmd    `cmd:"" help:"Print the version of this program."`

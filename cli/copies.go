@@ -70,6 +70,9 @@ func (v volumeView) problems(nodes []cluster.NodeInfo) []string {
 		}
 		add(": requests wait for %s: start the nodes that do not answer", waiting)
 	}
+	if v.Scrub != nil && v.Scrub.Lost > 0 {
+		add(" has %s of which no copy is whole: restore them from a backup, then run \"torus scrub %s\"", plural(int(v.Scrub.Lost), "page", "pages"), v.Name)
+	}
 	for _, b := range v.Behind {
 		name, alive := b.Node, false
 		if i := slices.IndexFunc(nodes, func(n cluster.NodeInfo) bool { return n.ID == b.id }); i >= 0 {

@@ -13,6 +13,7 @@ const progressEvery = time.Second
 // nothing.
 type progress struct {
 	a     *app
+	doing string // such as "starting"
 	begun time.Time
 	stop  chan struct{}
 	ended sync.WaitGroup
@@ -22,8 +23,8 @@ type progress struct {
 }
 
 // progress begins to tell, until end.
-func (a *app) progress() *progress {
-	p := &progress{a: a, begun: time.Now(), stop: make(chan struct{})}
+func (a *app) progress(doing string) *progress {
+	p := &progress{a: a, doing: doing, begun: time.Now(), stop: make(chan struct{})}
 	p.ended.Go(p.run)
 	return p
 }
@@ -41,7 +42,7 @@ func (p *progress) run() {
 		what := p.what
 		p.mu.Unlock()
 		if what != "" {
-			p.a.note("Still starting %s, %v so far.", what, time.Since(p.begun).Round(time.Second))
+			p.a.note("Still %s %s, %v so far.", p.doing, what, time.Since(p.begun).Round(time.Second))
 		}
 	}
 }

@@ -101,7 +101,7 @@ func (a *app) run(dir string, s node.Settings, ready func(ctx context.Context, n
 func (a *app) runNode(start func(ctx context.Context, starting func(string)) (*node.Node, error),
 	ready func(ctx context.Context, n *node.Node) error) error {
 	spreadProcs()
-	p := a.progress()
+	p := a.progress("starting")
 	n, err := start(a.ctx, p.at)
 	p.end()
 	if err != nil && a.ctx.Err() != nil && interrupted(err) {

@@ -124,7 +124,7 @@ func problems(n cluster.NodeInfo) []string {
 		add(" is full and refuses writes: free space on its disk, or delete volumes")
 	}
 	if u.Corrupt > 0 {
-		add(" found %s corrupt: check its disk", plural(int(u.Corrupt), "page", "pages"))
+		add(" came upon corrupt pages, %s: they are rewritten from other copies; check its disk", plural(int(u.Corrupt), "time", "times"))
 	}
 	return all
 }

@@ -58,6 +58,7 @@ type volumeView struct {
 
 	Waiting string       `json:"waiting,omitempty"` // what requests wait for
 	Behind  []behindView `json:"behind,omitempty"`  // nodes that lack writes
+	Scrub   *scrubView   `json:"scrub,omitempty"`   // the newest
 }
 
 type holderView struct {
@@ -71,6 +72,9 @@ func newVolumeView(v cluster.VolumeInfo, about node.About) volumeView {
 		Created: v.Created, Clean: v.Clean, Epoch: uint32(v.Epoch), URIs: uris(about, v.Name),
 	}
 	view.Behind = behind(v)
+	if v.Scrub != (cluster.Scrub{}) {
+		view.Scrub = newScrubView(v.Name, v.Scrub)
+	}
 	if v.Report != nil {
 		view.Waiting = v.Report.Waiting
 	}
@@ -204,6 +208,9 @@ func (v volumeView) write(w io.Writer) {
 		{"copies", fmt.Sprintf("%d, at least %d to write", v.Replicas, v.MinCopies)},
 		{"created", v.Created.UTC().Format(time.RFC3339)},
 		{"state", v.state()},
+	}
+	if v.Scrub != nil {
+		fields = append(fields, [2]string{"verified", v.Scrub.describe()})
 	}
 	for _, u := range v.URIs {
 		fields = append(fields, [2]string{"NBD", u})

@@ -8,6 +8,7 @@ type scrubRecord struct {
 	Answered uint64    `json:"answered"`
 	Began    time.Time `json:"began"`
 	Ended    time.Time `json:"ended"`
+	Idle     bool      `json:"idle"`
 	Done     int64     `json:"done"`
 	Total    int64     `json:"total"`
 	Bytes    int64     `json:"bytes"`
@@ -24,12 +25,12 @@ func (r *scrubRecord) check() error {
 }
 
 func (r *scrubRecord) scrub() Scrub {
-	return Scrub{Asked: r.Asked, Answered: r.Answered, Began: r.Began, Ended: r.Ended, Done: r.Done, Total: r.Total,
+	return Scrub{Asked: r.Asked, Answered: r.Answered, Began: r.Began, Ended: r.Ended, Idle: r.Idle, Done: r.Done, Total: r.Total,
 		Bytes: r.Bytes, Corrupt: r.Corrupt, Unlike: r.Unlike, Lost: r.Lost}
 }
 
 func newScrubRecord(s Scrub) *scrubRecord {
-	return &scrubRecord{Asked: s.Asked, Answered: s.Answered, Began: s.Began, Ended: s.Ended, Done: s.Done, Total: s.Total,
+	return &scrubRecord{Asked: s.Asked, Answered: s.Answered, Began: s.Began, Ended: s.Ended, Idle: s.Idle, Done: s.Done, Total: s.Total,
 		Bytes: s.Bytes, Corrupt: s.Corrupt, Unlike: s.Unlike, Lost: s.Lost}
 }
 

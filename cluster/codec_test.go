@@ -54,8 +54,8 @@ func TestRecordsAsStored(t *testing.T) {
 			`{"format":1,"since":"3.17","epoch":4,"at":"2026-01-02T03:04:05Z","why":"no answer"}`},
 		{newReportRecord(Report{Waiting: "for n2", At: at, Copies: []CopyReport{{Node: 2, State: "away", Why: "w", Since: at, Done: 1, Total: 2}}}),
 			`{"format":1,"waiting":"for n2","copies":[{"node":"0000000000000002","state":"away","why":"w","since":"2026-01-02T03:04:05Z","done":1,"total":2}],"at":"2026-01-02T03:04:05Z"}`},
-		{newScrubRecord(Scrub{Asked: 3, Answered: 2, Began: at, Done: 4096, Total: 8192, Bytes: 5, Corrupt: 6, Unlike: 7, Lost: 8}),
-			`{"format":1,"asked":3,"answered":2,"began":"2026-01-02T03:04:05Z","ended":"0001-01-01T00:00:00Z","done":4096,"total":8192,"bytes":5,"corrupt":6,"unlike":7,"lost":8}`},
+		{newScrubRecord(Scrub{Asked: 3, Answered: 2, Began: at, Idle: true, Done: 4096, Total: 8192, Bytes: 5, Corrupt: 6, Unlike: 7, Lost: 8}),
+			`{"format":1,"asked":3,"answered":2,"began":"2026-01-02T03:04:05Z","ended":"0001-01-01T00:00:00Z","idle":true,"done":4096,"total":8192,"bytes":5,"corrupt":6,"unlike":7,"lost":8}`},
 		{&scrubEveryRecord{Seconds: 60}, `{"format":1,"seconds":60}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {

@@ -15,6 +15,7 @@ type Scrub struct {
 
 	// Of the newest:
 	Began, Ended time.Time // Ended is zero while it goes on, or where it was left off
+	Idle         bool      // nobody asked for it: clients go first
 	Done, Total  int64     // bytes that were gone through, of all there are
 	Bytes        int64     // read, of all copies
 	Corrupt      int64     // pages that failed their checksum

@@ -25,6 +25,7 @@ type VolumeInfo struct {
 	Attached *Attached // nil: nobody holds it
 	Report   *Report   // of the holder; nil: there is none, or not yet
 	Stale    []Stale   // of the head layer
+	Scrub    Scrub
 }
 
 // CreateVolume makes a volume with its lineage and head layer. ErrExists if
@@ -236,13 +237,21 @@ func (c *Cluster) Volumes(ctx context.Context) ([]VolumeInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	scrubPairs, _, err := c.readAll(ctx, keyScrubs, rev)
+	if err != nil {
+		return nil, err
+	}
+	scrubs, err := decodeAll(scrubPairs, decodeScrub)
+	if err != nil {
+		return nil, err
+	}
 	infos := make([]VolumeInfo, 0, len(pairs))
 	for _, p := range pairs {
 		_, v, err := decodeVolume(p)
 		if err != nil {
 			return nil, err
 		}
-		info := VolumeInfo{Volume: v, Lineage: lineages[v.Lineage]}
+		info := VolumeInfo{Volume: v, Lineage: lineages[v.Lineage], Scrub: scrubs[v.ID]}
 		if a, ok := attached[v.ID]; ok {
 			info.Attached = &a
 		}
@@ -301,7 +310,12 @@ func (c *Cluster) volume(ctx context.Context, name string) (info VolumeInfo, err
 	if err != nil {
 		return info, err
 	}
-	info.Stale, err = c.staleBelow(ctx, staleLayer(info.Head), 0)
+	if info.Stale, err = c.staleBelow(ctx, staleLayer(info.Head), 0); err != nil {
+		return info, err
+	}
+	var scrub scrubRecord
+	_, err = c.read(ctx, idKey(keyScrubs, info.ID), 0, &scrub)
+	info.Scrub = scrub.scrub()
 	return info, err
 }
 

@@ -52,11 +52,12 @@ type Node struct {
 	seat     *cluster.Seat   // nil without the role etcd
 	records  *cluster.Client // reaches etcd, here or elsewhere
 	cluster  *cluster.Cluster
-	store    store.Store     // nil without the role storage
-	blocks   *remote.Server  // serves it to other nodes
-	peers    *peers          // the stores of other nodes
-	exports  *exports        // nil without the role nbd
-	nbd      *nbd.Server     // nil when nothing is exported
+	store    store.Store    // nil without the role storage
+	blocks   *remote.Server // serves it to other nodes
+	peers    *peers         // the stores of other nodes
+	exports  *exports       // nil without the role nbd
+	nbd      *nbd.Server    // nil when nothing is exported
+	scrubs   *scrubs
 	readOnly bool            // volumes are attached for reading only
 	force    map[string]bool // volumes still to be taken from whoever holds them; guarded by forcing
 	forcing  sync.Mutex
@@ -91,7 +92,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 }
 
 func newNode(o Options) *Node {
-	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, failed: make(chan struct{}), since: time.Now(), starting: o.Starting}
+	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, scrubs: newScrubs(), failed: make(chan struct{}), since: time.Now(), starting: o.Starting}
 	if n.starting == nil {
 		n.starting = func(string) {}
 	}
@@ -138,6 +139,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 	n.startMembership()
 	n.startDrops()
 	n.startPeers()
+	n.startScrubs()
 	if err := n.startNBD(nil); err != nil {
 		return err
 	}

@@ -75,6 +75,7 @@ func (n *Node) serve(ctx context.Context, volumes []string) (err error) {
 		}
 	}
 	n.startPeers()
+	n.startScrubs()
 	if err := n.startNBD(volumes); err != nil {
 		return err
 	}
