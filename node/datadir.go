@@ -16,6 +16,7 @@ import (
 //	lock       held with flock while a process runs the node; its process ID
 //	node.json  how the node was set up (Settings)
 //	etcd/      the cluster's records, with the role etcd
+//	snapshots/ of the records, the last 24 hourly ones, with the role etcd
 //	store/     the pages, with the role storage
 
 func etcdDir(dir string) string { return filepath.Join(dir, "etcd") }

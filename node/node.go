@@ -62,6 +62,8 @@ type Node struct {
 	force    map[string]bool // volumes still to be taken from whoever holds them; guarded by forcing
 	forcing  sync.Mutex
 
+	nextSnapshot time.Time // when the records are to be saved again; the keeper's own
+
 	apiListener    net.Listener
 	blocksListener net.Listener // nil without the role storage
 	nbdListeners   []net.Listener
@@ -137,6 +139,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.startMembership()
+	n.startSnapshots()
 	n.startDrops()
 	n.startPeers()
 	n.startScrubs()
