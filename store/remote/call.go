@@ -145,7 +145,7 @@ func (c *Client) connection(ctx context.Context, k *call) (*conn, error) {
 	for {
 		c.mu.Lock()
 		changed := c.changed
-		conn, err := c.pick(k.lane), c.lastError(k.lane)
+		conn, err, ended := c.pick(k.lane), c.lastError(k.lane), c.lane(k.lane).refusals >= gone
 		c.mu.Unlock()
 		var refused *RefusedError
 		switch {
@@ -153,6 +153,8 @@ func (c *Client) connection(ctx context.Context, k *call) (*conn, error) {
 			return conn, nil
 		case errors.As(err, &refused):
 			return nil, refused
+		case ended:
+			return nil, c.unconnected(err)
 		}
 		select {
 		case <-changed:
@@ -161,9 +163,22 @@ func (c *Client) connection(ctx context.Context, k *call) (*conn, error) {
 		case <-c.ctx.Done():
 			return nil, store.ErrClosed
 		case <-k.timer.C:
-			return nil, fmt.Errorf("%w: no connection to node %016x at %s: %v", store.ErrUnreachable, c.options.Node, c.options.Addr, err)
+			return nil, c.unconnected(err)
 		}
 	}
+}
+
+// unconnected is the error of a call that found no connection, given why.
+func (c *Client) unconnected(why error) error {
+	return fmt.Errorf("%w: no connection to node %016x at %s: %v", store.ErrUnreachable, c.options.Node, c.options.Addr, why)
+}
+
+// lane returns l, or one that speaks for all where a call may go to any.
+func (c *Client) lane(l *lane) *lane {
+	if l == nil {
+		return c.lanes[0]
+	}
+	return l
 }
 
 func (c *Client) pick(l *lane) *conn {
@@ -181,10 +196,7 @@ func (c *Client) pick(l *lane) *conn {
 
 // lastError says why there is no connection. Called with mu held.
 func (c *Client) lastError(l *lane) error {
-	if l == nil {
-		l = c.lanes[0]
-	}
-	if l.err == nil {
+	if l = c.lane(l); l.err == nil {
 		return errors.New("not connected yet")
 	}
 	return l.err

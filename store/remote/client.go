@@ -7,8 +7,9 @@
 // connection breaks, what was not answered is sent again on the next, for as
 // long as a request has time: all requests may be repeated, and a copy never
 // comes after its repetition (see hello). A request that gets no answer in time
-// is store.ErrUnreachable; whether it was applied is not known then, nor
-// whether it yet will be: fences and versions decide about late ones (I1, N4).
+// is store.ErrUnreachable, as is at once one whose server has ended with none in
+// its place; whether it was applied is not known then, nor whether it yet will be:
+// fences and versions decide about late ones (I1, N4).
 //
 // Who may connect is left to others: names keep clusters and nodes apart, they
 // don't authenticate. Listener and ClientOptions.Dial may bring TLS.

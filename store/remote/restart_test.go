@@ -167,6 +167,24 @@ func TestDeadServerIsUnreachable(t *testing.T) {
 	t.Log(err)
 }
 
+// TestEndedServerIsUnreachableAtOnce: the kernel says that nobody listens any
+// more, so no request waits for an answer; and the next process is found.
+func TestEndedServerIsUnreachableAtOnce(t *testing.T) {
+	noLeaks(t)
+	h := newHost(t)
+	r := attach(t, h.client(), epoch)
+	began := time.Now()
+	h.down()
+	for range 3 {
+		fails(t, r.Write(t.Context(), layer, 0, page(0, 1), v(1), 0), store.ErrUnreachable)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("requests ended after %v", took)
+	}
+	h.up()
+	eventually(t, "the next process answers", func() bool { return r.Sync(t.Context()) == nil })
+}
+
 // TestAnotherDisk at the same address is not what was attached to (N3).
 func TestAnotherDisk(t *testing.T) {
 	h := newHost(t)
