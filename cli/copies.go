@@ -70,6 +70,9 @@ func (v volumeView) problems(nodes []cluster.NodeInfo) []string {
 		}
 		add(": requests wait for %s: start the nodes that do not answer", waiting)
 	}
+	if v.Loss != nil && v.Loss.Epoch == v.Epoch { // until it is attached next
+		add(": %v", v.Loss)
+	}
 	if v.Scrub != nil && v.Scrub.Lost > 0 {
 		add(" has %s of which no copy is whole: restore them from a backup, then run \"torus scrub %s\"", plural(int(v.Scrub.Lost), "page", "pages"), v.Name)
 	}

@@ -43,6 +43,11 @@ func TestDegraded(t *testing.T) {
 		{"recorded", cluster.VolumeInfo{Volume: cluster.Volume{Clean: true}, Stale: []cluster.Stale{{Node: 2, Why: "no answer", At: at}}},
 			"not attached, 1 node lacks writes",
 			[]string{"volume vol1: node n2 lacks writes: it is brought up to date when the volume is attached next"}},
+		{"pages lost", cluster.VolumeInfo{Volume: cluster.Volume{Clean: true}, Scrub: cluster.Scrub{Lost: 2}}, "not attached",
+			[]string{`volume vol1 has 2 pages of which no copy is whole: restore them from a backup, then run "torus scrub vol1"`}},
+		{"writes lost", cluster.VolumeInfo{Volume: cluster.Volume{Clean: true, Epoch: 7}, Loss: &cluster.Loss{Epoch: 7, At: at}}, "not attached",
+			[]string{"volume vol1: what was written before 2026-01-02T03:04:05Z and not flushed may be gone: no node had all of it any more"}},
+		{"writes lost before", cluster.VolumeInfo{Volume: cluster.Volume{Clean: true, Epoch: 8}, Loss: &cluster.Loss{Epoch: 7, At: at}}, "not attached", nil},
 	} {
 		c.v.Name = "vol1"
 		view := newVolumeView(c.v, node.About{})

@@ -59,6 +59,7 @@ type volumeView struct {
 	Waiting string       `json:"waiting,omitempty"` // what requests wait for
 	Behind  []behindView `json:"behind,omitempty"`  // nodes that lack writes
 	Scrub   *scrubView   `json:"scrub,omitempty"`   // the newest
+	Loss    *lossView    `json:"loss,omitempty"`    // the newest
 }
 
 type holderView struct {
@@ -78,10 +79,23 @@ func newVolumeView(v cluster.VolumeInfo, about node.About) volumeView {
 	if v.Report != nil {
 		view.Waiting = v.Report.Waiting
 	}
+	if v.Loss != nil {
+		view.Loss = &lossView{At: v.Loss.At, Epoch: uint32(v.Loss.Epoch)}
+	}
 	if v.Attached != nil {
 		view.Attached = &holderView{By: v.Attached.Holder.String(), Since: v.Attached.Since}
 	}
 	return view
+}
+
+// lossView says that writes which were not flushed may be gone.
+type lossView struct {
+	At    time.Time `json:"at"`
+	Epoch uint32    `json:"epoch"` // of the attachment that found it
+}
+
+func (l *lossView) String() string {
+	return "what was written before " + l.At.UTC().Format(time.RFC3339) + " and not flushed may be gone: no node had all of it any more"
 }
 
 // uris returns how NBD clients reach a volume at the node that was asked.
@@ -208,6 +222,9 @@ func (v volumeView) write(w io.Writer) {
 		{"copies", fmt.Sprintf("%d, at least %d to write", v.Replicas, v.MinCopies)},
 		{"created", v.Created.UTC().Format(time.RFC3339)},
 		{"state", v.state()},
+	}
+	if v.Loss != nil {
+		fields = append(fields, [2]string{"loss", v.Loss.String()})
 	}
 	if v.Scrub != nil {
 		fields = append(fields, [2]string{"verified", v.Scrub.describe()})

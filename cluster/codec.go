@@ -27,6 +27,7 @@ import (
 //	/torus/stale/LAYER/NODE    1       since, epoch, at, why
 //	/torus/reports/VOLUME      1       waiting, copies, at (lease)
 //	/torus/scrubs/VOLUME       1       asked, answered, and how the newest is
+//	/torus/losses/VOLUME       1       epoch, at
 //	/torus/scrub-every         1       seconds
 const (
 	keyRoot         = "/torus/"
@@ -41,6 +42,7 @@ const (
 	keyIncarnations = keyRoot + "incarnations/"
 	keyStale        = keyRoot + "stale/"
 	keyScrubs       = keyRoot + "scrubs/"
+	keyLosses       = keyRoot + "losses/"
 	keyScrubEvery   = keyRoot + "scrub-every"
 	keyReports      = keyRoot + "reports/"
 )

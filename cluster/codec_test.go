@@ -17,7 +17,7 @@ func newRecords() []record {
 		&infoRecord{}, &nodeRecord{}, &aliveRecord{}, &ringRecord{}, &lineageRecord{},
 		&volumeRecord{}, &layerRecord{}, &attachedRecord{}, &incarnationRecord{},
 		&staleRecord{}, &reportRecord{},
-		&scrubRecord{}, &scrubEveryRecord{},
+		&scrubRecord{}, &scrubEveryRecord{}, &lossRecord{},
 	}
 }
 
@@ -57,6 +57,7 @@ func TestRecordsAsStored(t *testing.T) {
 		{newScrubRecord(Scrub{Asked: 3, Answered: 2, Began: at, Idle: true, Done: 4096, Total: 8192, Bytes: 5, Corrupt: 6, Unlike: 7, Lost: 8}),
 			`{"format":1,"asked":3,"answered":2,"began":"2026-01-02T03:04:05Z","ended":"0001-01-01T00:00:00Z","idle":true,"done":4096,"total":8192,"bytes":5,"corrupt":6,"unlike":7,"lost":8}`},
 		{&scrubEveryRecord{Seconds: 60}, `{"format":1,"seconds":60}`},
+		{&lossRecord{Epoch: 4, At: at}, `{"format":1,"epoch":4,"at":"2026-01-02T03:04:05Z"}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {
 			t.Errorf("stored as %s\nwant      %s", got, c.want)

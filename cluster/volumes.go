@@ -26,6 +26,7 @@ type VolumeInfo struct {
 	Report   *Report   // of the holder; nil: there is none, or not yet
 	Stale    []Stale   // of the head layer
 	Scrub    Scrub
+	Loss     *Loss // the newest; nil: there was none
 }
 
 // CreateVolume makes a volume with its lineage and head layer. ErrExists if
@@ -245,6 +246,14 @@ func (c *Cluster) Volumes(ctx context.Context) ([]VolumeInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	lossPairs, _, err := c.readAll(ctx, keyLosses, rev)
+	if err != nil {
+		return nil, err
+	}
+	losses, err := decodeAll(lossPairs, decodeLoss)
+	if err != nil {
+		return nil, err
+	}
 	infos := make([]VolumeInfo, 0, len(pairs))
 	for _, p := range pairs {
 		_, v, err := decodeVolume(p)
@@ -257,6 +266,9 @@ func (c *Cluster) Volumes(ctx context.Context) ([]VolumeInfo, error) {
 		}
 		if r, ok := reports[v.ID]; ok {
 			info.Report = &r
+		}
+		if l, ok := losses[v.ID]; ok {
+			info.Loss = &l
 		}
 		for _, s := range stale {
 			if s.Layer == v.Head {
@@ -314,8 +326,15 @@ func (c *Cluster) volume(ctx context.Context, name string) (info VolumeInfo, err
 		return info, err
 	}
 	var scrub scrubRecord
-	_, err = c.read(ctx, idKey(keyScrubs, info.ID), 0, &scrub)
+	if _, err = c.read(ctx, idKey(keyScrubs, info.ID), 0, &scrub); err != nil {
+		return info, err
+	}
 	info.Scrub = scrub.scrub()
+	var loss lossRecord
+	found, err = c.read(ctx, idKey(keyLosses, info.ID), 0, &loss)
+	if found {
+		info.Loss = &Loss{loss.Epoch, loss.At}
+	}
 	return info, err
 }
 

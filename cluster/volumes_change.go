@@ -99,6 +99,7 @@ func (t *tx) deleteVolume(ctx context.Context, v Volume) error {
 	t.deletePrefix(incarnationsOf(v.ID))
 	t.deletePrefix(staleLayer(v.Head)) // which nobody can lack any more
 	t.delete(idKey(keyScrubs, v.ID))
+	t.delete(idKey(keyLosses, v.ID))
 	if len(l.Pending) == 0 {
 		t.delete(key)
 	} else {

@@ -22,6 +22,11 @@ func (r staleRecords) Serving(ctx context.Context, f volume.Found) error {
 	for i, s := range f.Stale {
 		marks[i] = cluster.Stale{Layer: s.Layer, Node: s.Node, Since: s.Since, Why: s.Why}
 	}
+	if f.UnflushedGone {
+		if err := r.att.TellLoss(ctx); err != nil {
+			return outcome(err)
+		}
+	}
 	return outcome(r.att.Serving(ctx, incarnations(f), marks))
 }
 
