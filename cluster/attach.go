@@ -67,6 +67,9 @@ func (c *Cluster) attach(ctx context.Context, name string, h Holder, o AttachOpt
 
 // take is the transaction of Attach.
 func (a *Attachment) take(ctx context.Context, t *tx, name string, o AttachOptions, lease LeaseID) error {
+	if err := t.sameRecords(ctx); err != nil {
+		return err
+	}
 	v, err := t.volume(ctx, name)
 	if err != nil {
 		return err
@@ -134,6 +137,16 @@ func (a *Attachment) describe(ctx context.Context) error {
 		return err
 	}
 	a.Ring = r.ring(a.Lineage.Ring)
+	var u uncomparedRecord
+	if a.Uncompared, err = a.c.read(ctx, idKey(keyUncompared, a.Volume.ID), rev, &u); err != nil {
+		return err
+	}
+	a.Served = u.Served
+	is, err := a.c.Recovered(ctx)
+	if err != nil {
+		return err
+	}
+	a.Unconfirmed = is.Recovery != (Recovery{}) && !is.Confirmed
 	a.Incarnations, err = a.c.incarnations(ctx, a.Volume.ID, rev)
 	return err
 }

@@ -37,6 +37,14 @@ type Attachment struct {
 	// in-sync copy must be fenced before anything is served.
 	Replaced *Attached
 
+	// Uncompared: the records were founded anew, and nobody has served the volume
+	// since. What they say of its copies, and epochs, may be of any age; Served: it
+	// had been served when they were saved.
+	Uncompared, Served bool
+	// Unconfirmed: no operator has confirmed the recovery of the records yet, so
+	// nothing is to be collected (I8).
+	Unconfirmed bool
+
 	c     *Cluster
 	since time.Time
 	done  chan struct{}
@@ -105,7 +113,7 @@ func (a *Attachment) Held() bool {
 // Serving records, in one transaction guarded by the epoch, that the volume is
 // about to be served: the incarnations that were reconciled and synced, what the
 // other nodes lack (as MarkStale does), and that it is no longer clean
-// (PROTOCOL.md, Attach 5). Only after nil may I/O be served. It may be called
+// (PROTOCOL.md, Attach 5), nor to be compared. Only after nil may I/O be served. It may be called
 // again with other incarnations. ErrLost if somebody
 // else has the volume, or if the lease had run out before the first call.
 func (a *Attachment) Serving(ctx context.Context, found []Incarnation, stale []Stale) error {
@@ -130,6 +138,16 @@ func (a *Attachment) Serving(ctx context.Context, found []Incarnation, stale []S
 		if err := a.putStale(ctx, t, v.ID, stale); err != nil {
 			return err
 		}
+		if a.Uncompared {
+			key := idKey(keyUncompared, v.ID)
+			p, err := t.pair(ctx, key)
+			if err != nil {
+				return err
+			}
+			if p.Mod != 0 {
+				t.delete(key)
+			}
+		}
 		if v.Clean {
 			v.Clean = false
 			t.put(keyVolumes+v.Name, newVolumeRecord(v))
@@ -147,6 +165,13 @@ func (a *Attachment) Serving(ctx context.Context, found []Incarnation, stale []S
 // own reads the volume, wherever it was renamed to, and makes it a condition
 // that its last attachment is this one.
 func (a *Attachment) own(ctx context.Context, t *tx) (Volume, error) {
+	err := t.sameRecords(ctx) // an epoch of these says nothing in others
+	if errors.Is(err, ErrRecovered) {
+		err = fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	if err != nil {
+		return Volume{}, err
+	}
 	v, err := t.volume(ctx, a.nameNow())
 	if errors.Is(err, ErrNotFound) || err == nil && v.ID != a.Volume.ID {
 		if v, err = a.find(ctx, t); errors.Is(err, ErrNotFound) {

@@ -105,6 +105,11 @@ func Open(ctx context.Context, kv KV, want ID, opts Options) (*Cluster, error) {
 		return nil, fmt.Errorf("open cluster %s: the records are those of %w: %s", want, ErrOtherCluster, r.ID)
 	}
 	c.info = r.info()
+	is, err := c.Recovered(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open cluster %s: %w", r.ID, err)
+	}
+	c.info.Recovery = is.Recovery
 	return c, nil
 }
 

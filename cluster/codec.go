@@ -26,6 +26,8 @@ import (
 //	/torus/incarnations/VOLUME/NODE 1  identity, incarnation
 //	/torus/stale/LAYER/NODE    1       since, epoch, at, why
 //	/torus/reports/VOLUME      1       waiting, copies, at (lease)
+//	/torus/recovery            1       recovery, at, node, from, confirmed
+//	/torus/uncompared/VOLUME   1       served
 //	/torus/scrubs/VOLUME       1       asked, answered, and how the newest is
 //	/torus/losses/VOLUME       1       epoch, at
 //	/torus/scrub-every         1       seconds
@@ -45,6 +47,8 @@ const (
 	keyLosses       = keyRoot + "losses/"
 	keyScrubEvery   = keyRoot + "scrub-every"
 	keyReports      = keyRoot + "reports/"
+	keyRecovery     = keyRoot + "recovery"
+	keyUncompared   = keyRoot + "uncompared/"
 )
 
 // newestFormat is the format of every kind of record so far.

@@ -18,6 +18,7 @@ func newRecords() []record {
 		&volumeRecord{}, &layerRecord{}, &attachedRecord{}, &incarnationRecord{},
 		&staleRecord{}, &reportRecord{},
 		&scrubRecord{}, &scrubEveryRecord{}, &lossRecord{},
+		&recoveryRecord{}, &uncomparedRecord{},
 	}
 }
 
@@ -58,6 +59,9 @@ func TestRecordsAsStored(t *testing.T) {
 			`{"format":1,"asked":3,"answered":2,"began":"2026-01-02T03:04:05Z","ended":"0001-01-01T00:00:00Z","idle":true,"done":4096,"total":8192,"bytes":5,"corrupt":6,"unlike":7,"lost":8}`},
 		{&scrubEveryRecord{Seconds: 60}, `{"format":1,"seconds":60}`},
 		{&lossRecord{Epoch: 4, At: at}, `{"format":1,"epoch":4,"at":"2026-01-02T03:04:05Z"}`},
+		{newRecoveryRecord(Recovered{Recovery: Recovery{1, 0xab}, At: at, Node: "n1", From: "a file", Confirmed: true}),
+			`{"format":1,"recovery":"1-00000000000000ab","at":"2026-01-02T03:04:05Z","node":"n1","from":"a file","confirmed":true}`},
+		{&uncomparedRecord{Served: true}, `{"format":1,"served":true}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {
 			t.Errorf("stored as %s\nwant      %s", got, c.want)
@@ -125,6 +129,7 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add(uint8(7), encode(newAttachedRecord(Attached{Epoch: 1, Purpose: ForExport})))
 	f.Add(uint8(9), encode(newStaleRecord(Stale{Since: store.NewVersion(3, 17), Epoch: 4})))
 	f.Add(uint8(10), encode(newReportRecord(Report{Copies: []CopyReport{{Node: 2}}})))
+	f.Add(uint8(14), encode(newRecoveryRecord(Recovered{Recovery: Recovery{1, 0xab}})))
 	f.Add(uint8(0), []byte(`{"format":2}`))
 	f.Fuzz(func(t *testing.T, kind uint8, value []byte) {
 		i := int(kind) % len(newRecords())

@@ -16,6 +16,7 @@ type Info struct {
 	ID       ID
 	Created  time.Time
 	Replicas int // of volumes for which no number is given
+	Recovery Recovery
 }
 
 // Role is what a node does.

@@ -23,10 +23,11 @@ import (
 //	                                               ├─ Removed: the others took it out; Close, ClearServer
 //	                                               └─ Failed: etcd gave up, Err says why; Close
 type Server struct {
-	opts ServerOptions
-	etcd *embed.Etcd
-	kv   *Client
-	log  *serverLog
+	opts  ServerOptions
+	alone bool // it goes on without the other members, for good
+	etcd  *embed.Etcd
+	kv    *Client
+	log   *serverLog
 
 	closing sync.Once
 	stopped chan struct{} // ends the streams of clients
@@ -81,13 +82,18 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 	return s, nil
 }
 
-// run starts etcd and returns when it runs, whether it serves or not.
-func run(o ServerOptions, how initialCluster) (*Server, error) {
-	s := &Server{
+func newServer(o ServerOptions) *Server {
+	return &Server{
 		opts: o, failed: make(chan struct{}), stopped: make(chan struct{}),
 		removed: make(chan struct{}), watched: make(chan struct{}),
 	}
-	s.log = newServerLog(o.Log, func() { close(s.failed) })
+}
+
+// run starts etcd and returns when it runs, whether it serves or not.
+func run(o ServerOptions, how initialCluster) (*Server, error) { return newServer(o).run(how) }
+
+func (s *Server) run(how initialCluster) (*Server, error) {
+	s.log = newServerLog(s.opts.Log, func() { close(s.failed) })
 	type started struct {
 		etcd *embed.Etcd
 		err  error
@@ -100,7 +106,7 @@ func run(o ServerOptions, how initialCluster) (*Server, error) {
 	select {
 	case r := <-result:
 		if r.err != nil {
-			return nil, o.explain(r.err)
+			return nil, s.opts.explain(r.err)
 		}
 		s.etcd = r.etcd
 	case <-s.failed:

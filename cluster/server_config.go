@@ -23,6 +23,8 @@ type ServerOptions struct {
 	Dir     string // of this member alone; made if it is not there
 	Cluster ID
 	Node    ring.NodeID // the member's name
+	// Recovery is that of the records. etcd takes members of another for strangers.
+	Recovery Recovery
 
 	Listen     netip.Addr // where its ports are opened
 	Advertise  netip.Addr // where others reach them; zero: Listen
@@ -112,6 +114,10 @@ func (s *Server) config(how initialCluster) *embed.Config {
 		c.InitialCluster, c.ClusterState = string(how), embed.ClusterStateFlagExisting
 	}
 	c.InitialClusterToken = "torus-" + string(o.Cluster)
+	if o.Recovery != (Recovery{}) {
+		c.InitialClusterToken += "-" + o.Recovery.String()
+	}
+	c.ForceNewCluster = s.alone
 	c.TickMs, c.ElectionMs = 100, 1000
 	c.SnapshotCount, c.SnapshotCatchUpEntries = 2000, 1000
 	c.MaxLearners = maxLearners

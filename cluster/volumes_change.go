@@ -96,6 +96,7 @@ func (t *tx) deleteVolume(ctx context.Context, v Volume) error {
 		return err
 	}
 	t.delete(keyVolumes + v.Name)
+	t.delete(idKey(keyUncompared, v.ID))
 	t.deletePrefix(incarnationsOf(v.ID))
 	t.deletePrefix(staleLayer(v.Head)) // which nobody can lack any more
 	t.delete(idKey(keyScrubs, v.ID))
