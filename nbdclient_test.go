@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"sync"
 )
 
@@ -32,11 +33,16 @@ const (
 	nbdWrite = 1
 	nbdFlush = 3
 	nbdTrim  = 4
+	nbdZero  = 6
 )
 
-// dialNBD opens an export.
+// dialNBD opens an export at HOST:PORT, or at the Unix socket of a path.
 func dialNBD(addr, export string) (*nbdClient, error) {
-	nc, err := net.Dial("tcp", addr)
+	network := "tcp"
+	if filepath.IsAbs(addr) {
+		network = "unix"
+	}
+	nc, err := net.Dial(network, addr)
 	if err != nil {
 		return nil, err
 	}
