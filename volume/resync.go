@@ -19,8 +19,15 @@ const (
 	// compareBatch is how many differences are collected before they are dealt
 	// with: no store's list is open while others are asked for pages.
 	compareBatch = 4096
-	// adopters is how many Adopts of one piece are under way.
-	adopters = 16
+	// nearBytes is the most that is read in vain between two pages, which costs
+	// less than a read of its own for the second.
+	nearBytes = 4 * store.PageSize
+	// loadPieces is the most pieces that are paced as one.
+	loadPieces = 64
+	// adopters is how many Adopts of one load are under way. A store logs those
+	// that come together with one write: one after the other, pages that were
+	// written at random came in at 15 MiB/s.
+	adopters = 32
 )
 
 // errNoPeer: no copy in sync is left that a resync could bring pages from.
@@ -63,7 +70,7 @@ func (r *resync) run(ctx context.Context, layer store.LayerID, since store.Versi
 			return err
 		}
 		for _, p := range pieces {
-			r.progress.total.Add(p.N)
+			r.progress.total.Add(p.lacking())
 		}
 		off = next
 	}
@@ -94,6 +101,19 @@ type piece struct {
 	store.Extent
 	by   peer          // with a hole: whose it is
 	from []ring.NodeID // the copies of its chunk
+	gaps []gap         // in order: what of it is read in vain
+}
+
+// gap is a run of pages between two that the node lacks.
+type gap struct{ off, end int64 }
+
+// lacking returns how many bytes the node lacks.
+func (p piece) lacking() int64 {
+	n := p.N
+	for _, g := range p.gaps {
+		n -= g.end - g.off
+	}
+	return n
 }
 
 // batch lists what differs from off on, in order, and up to where it looked. A
@@ -238,17 +258,21 @@ func (p piece) join(pieces []piece) []piece {
 	if p.Kind == store.Hole && p.N > store.PageSize {
 		return append(pieces, p)
 	}
-	return p.asData(pieces)
+	return p.asData(pieces, nearBytes)
 }
 
-// asData is join of what is to be read, whatever was listed.
-func (p piece) asData(pieces []piece) []piece {
+// asData is join of what is to be read, whatever was listed, where up to near
+// bytes between two pages are read in vain.
+func (p piece) asData(pieces []piece, near int64) []piece {
 	p.Kind, p.Version = store.Data, 0
 	for p.N > 0 {
-		if i := len(pieces) - 1; i >= 0 && pieces[i].Kind == store.Data && pieces[i].End() == p.Off &&
-			pieces[i].N < pieceBytes && slices.Equal(pieces[i].from, p.from) {
-			n := min(p.N, pieceBytes-pieces[i].N)
-			pieces[i].N += n
+		if i := len(pieces) - 1; i >= 0 && pieces[i].takes(p, near) {
+			last := &pieces[i]
+			if last.End() < p.Off {
+				last.gaps = append(last.gaps, gap{last.End(), p.Off})
+			}
+			n := min(p.N, last.Off+pieceBytes-p.Off)
+			last.N = p.Off + n - last.Off
 			p.Off, p.N = p.Off+n, p.N-n
 			continue
 		}
@@ -260,32 +284,79 @@ func (p piece) asData(pieces []piece) []piece {
 	return pieces
 }
 
-// bring makes the node equal in all pieces, several at a time, until the first error.
+// takes reports whether some of next, which is behind p, is to be read with it.
+func (p *piece) takes(next piece, near int64) bool {
+	return p.Kind == store.Data && next.Off-p.End() <= near && next.Off < p.Off+pieceBytes && slices.Equal(p.from, next.from)
+}
+
+// loads cuts pieces into what is brought, and paced, together: at most pieceBytes
+// to be read, or one hole.
+func loads(pieces []piece) [][]piece {
+	var all [][]piece
+	for len(pieces) > 0 {
+		n, bytes := 1, pieces[0].N
+		for n < min(len(pieces), loadPieces) && pieces[0].Kind == store.Data && pieces[n].Kind == store.Data && bytes+pieces[n].N <= pieceBytes {
+			bytes += pieces[n].N
+			n++
+		}
+		all, pieces = append(all, pieces[:n]), pieces[n:]
+	}
+	return all
+}
+
+// A load is what is brought to the node together.
+type load struct {
+	*comparison
+	buffer *pieceBuffer
+	slots  chan struct{} // holds one element for each call under way
+}
+
+// bring makes the node equal in all pieces, several loads at a time, until the
+// first error.
 func (c *comparison) bring(ctx context.Context, pieces []piece) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	buffers := sync.Pool{New: func() any { return new(pieceBuffer) }}
-	parallel(len(pieces), resyncWorkers, func(i int) {
+	all := loads(pieces)
+	parallel(len(all), resyncWorkers, func(i int) {
 		b := buffers.Get().(*pieceBuffer)
 		defer buffers.Put(b)
-		if err := c.v.pace.do(ctx, pieces[i].N, func() error { return c.piece(ctx, pieces[i], b) }); err != nil {
+		l := &load{comparison: c, buffer: b, slots: make(chan struct{}, adopters)}
+		bytes := int64(0)
+		for _, p := range all[i] {
+			bytes += p.lacking()
+		}
+		if err := c.v.pace.do(ctx, bytes, func() error { return l.bring(ctx, all[i]) }); err != nil {
 			cancel(err)
 			return
 		}
-		c.progress.done.Add(pieces[i].N)
+		c.progress.done.Add(bytes)
 	})
 	return context.Cause(ctx)
 }
 
+// bring makes the node equal in the pieces of one load.
+func (l *load) bring(ctx context.Context, pieces []piece) error {
+	errs, at := make([]error, len(pieces)), make([]int64, len(pieces))
+	for i := range pieces[1:] {
+		at[i+1] = at[i] + pieces[i].N
+	}
+	data, info := l.buffer.of(pieceBytes)
+	parallel(len(pieces), adopters, func(i int) {
+		errs[i] = l.piece(ctx, pieces[i], data[at[i]:], info[at[i]/store.PageSize:])
+	})
+	return errors.Join(errs...)
+}
+
 // piece makes the node equal to a peer in one piece.
-func (c *comparison) piece(ctx context.Context, p piece, b *pieceBuffer) error {
+func (l *load) piece(ctx context.Context, p piece, data []byte, info []store.PageInfo) error {
 	if p.Kind == store.Hole {
 		if p.by.current() {
 			// As it was listed: what is written over it is sent to the node too.
-			return c.adopt(ctx, p.Extent, nil)
+			return l.adopt(ctx, p.Extent, nil)
 		}
-		for _, part := range p.asData(nil) {
-			if err := c.piece(ctx, part, b); err != nil {
+		for _, part := range p.asData(nil, 0) {
+			if err := l.piece(ctx, part, data, info); err != nil {
 				return err
 			}
 		}
@@ -293,25 +364,24 @@ func (c *comparison) piece(ctx context.Context, p piece, b *pieceBuffer) error {
 	}
 	var corrupt error
 	for _, id := range p.from {
-		peer, is := c.peer(id)
+		peer, is := l.peer(id)
 		if !is {
 			continue
 		}
-		data, info := b.of(p.N)
-		err := peer.view.at.replica.Read(ctx, []store.LayerID{c.layer}, p.Off, data, info)
+		err := l.read(ctx, peer, p, data, info)
 		switch {
 		case err == nil && !peer.current():
 			// What it answered may be a write that was refused since.
 		case err == nil:
-			return c.adoptRuns(ctx, p, data, info)
+			return l.adoptRuns(ctx, p, data, info)
 		case errors.Is(err, store.ErrCorrupt):
 			corrupt = err
-			c.v.corrupt(peer.node, err)
+			l.v.corrupt(peer.node, err)
 			if p.N > store.PageSize {
-				return c.pages(ctx, p, b)
+				return l.pages(ctx, p, data, info)
 			}
 		default:
-			if err := c.lost(&peerError{peer, err}); err != nil {
+			if err := l.lost(&peerError{peer, err}); err != nil {
 				return err
 			}
 		}
@@ -333,27 +403,43 @@ func (r *resync) peer(id ring.NodeID) (peer, bool) {
 }
 
 // pages brings a piece page by page, so that each may come from another copy.
-func (c *comparison) pages(ctx context.Context, p piece, b *pieceBuffer) error {
+func (l *load) pages(ctx context.Context, p piece, data []byte, info []store.PageInfo) error {
+	gaps := p.gaps
 	for off := p.Off; off < p.End(); off += store.PageSize {
+		if len(gaps) > 0 && off == gaps[0].off {
+			off, gaps = gaps[0].end, gaps[1:]
+		}
 		page := p
-		page.Off, page.N = off, store.PageSize
-		if err := c.piece(ctx, page, b); err != nil {
+		page.Off, page.N, page.gaps = off, store.PageSize, nil
+		if err := l.piece(ctx, page, data, info); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// adoptRuns has the node adopt what a peer answered, in runs of one kind and version.
-func (c *comparison) adoptRuns(ctx context.Context, p piece, data []byte, info []store.PageInfo) error {
+// read reads a piece from a peer.
+func (l *load) read(ctx context.Context, from peer, p piece, data []byte, info []store.PageInfo) error {
+	l.slots <- struct{}{}
+	defer func() { <-l.slots }()
+	return from.view.at.replica.Read(ctx, []store.LayerID{l.layer}, p.Off, data[:p.N], info[:p.N/store.PageSize])
+}
+
+// adoptRuns has the node adopt what it lacks of what a peer answered, in runs of
+// one kind and version.
+func (l *load) adoptRuns(ctx context.Context, p piece, data []byte, info []store.PageInfo) error {
 	var runs []store.Extent
-	for i := range info {
-		off := p.Off + int64(i)*store.PageSize
-		if n := len(runs) - 1; n >= 0 && runs[n].Kind == info[i].Kind && runs[n].Version == info[i].Version {
+	gaps := p.gaps
+	for off := p.Off; off < p.End(); off += store.PageSize {
+		if len(gaps) > 0 && off == gaps[0].off {
+			off, gaps = gaps[0].end, gaps[1:]
+		}
+		is := info[(off-p.Off)/store.PageSize]
+		if n := len(runs) - 1; n >= 0 && runs[n].End() == off && runs[n].Kind == is.Kind && runs[n].Version == is.Version {
 			runs[n].N += store.PageSize
 			continue
 		}
-		runs = append(runs, store.Extent{Off: off, N: store.PageSize, Kind: info[i].Kind, Version: info[i].Version})
+		runs = append(runs, store.Extent{Off: off, N: store.PageSize, Kind: is.Kind, Version: is.Version})
 	}
 	errs := make([]error, len(runs))
 	var failed atomic.Bool
@@ -366,13 +452,15 @@ func (c *comparison) adoptRuns(ctx context.Context, p piece, data []byte, info [
 		if e.Kind == store.Data {
 			bytes = data[e.Off-p.Off:][:e.N]
 		}
-		if errs[i] = c.adopt(ctx, e, bytes); errs[i] != nil {
+		if errs[i] = l.adopt(ctx, e, bytes); errs[i] != nil {
 			failed.Store(true)
 		}
 	})
 	return errors.Join(errs...)
 }
 
-func (c *comparison) adopt(ctx context.Context, e store.Extent, p []byte) error {
-	return c.at.replica.Adopt(ctx, c.layer, e, p)
+func (l *load) adopt(ctx context.Context, e store.Extent, p []byte) error {
+	l.slots <- struct{}{}
+	defer func() { <-l.slots }()
+	return l.at.replica.Adopt(ctx, l.layer, e, p)
 }

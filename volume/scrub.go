@@ -159,7 +159,7 @@ func (s *scrub) union(ctx context.Context, layer store.LayerID, off int64) (piec
 				return nil, off, err
 			}
 			if data {
-				pieces = piece{Extent: store.Extent{Off: next, N: stop - next}, from: copies}.asData(pieces)
+				pieces = piece{Extent: store.Extent{Off: next, N: stop - next}, from: copies}.asData(pieces, 0)
 			}
 			next = stop
 		}

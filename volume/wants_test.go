@@ -86,3 +86,51 @@ func TestWalk(t *testing.T) {
 		}
 	}
 }
+
+// TestPieces: what is near is read together, at most a MiB at a time, and only
+// what is lacking counts.
+func TestPieces(t *testing.T) {
+	const ps, mib = store.PageSize, int64(1 << 20)
+	type run struct{ off, n int64 }
+	for _, test := range []struct {
+		runs          []run
+		reads         []run
+		lacking, gaps int64
+	}{
+		{[]run{{0, ps}, {ps, ps}}, []run{{0, 2 * ps}}, 2 * ps, 0},
+		{[]run{{0, ps}, {5 * ps, ps}, {7 * ps, ps}}, []run{{0, 8 * ps}}, 3 * ps, 2},
+		{[]run{{0, ps}, {6 * ps, ps}}, []run{{0, ps}, {6 * ps, ps}}, 2 * ps, 0},
+		{[]run{{ps, ps}, {3 * ps, 2 * mib}}, []run{{ps, mib}, {ps + mib, mib}, {ps + 2*mib, 2 * ps}}, 2*mib + ps, 1},
+		{[]run{{0, mib - ps}, {mib, ps}}, []run{{0, mib - ps}, {mib, ps}}, mib, 0},
+	} {
+		var pieces []piece
+		for _, r := range test.runs {
+			pieces = piece{Extent: store.Extent{Off: r.off, N: r.n, Kind: store.Data}}.join(pieces)
+		}
+		var reads []run
+		var lacking, gaps int64
+		for _, p := range pieces {
+			reads = append(reads, run{p.Off, p.N})
+			lacking += p.lacking()
+			gaps += int64(len(p.gaps))
+		}
+		if !slices.Equal(reads, test.reads) || lacking != test.lacking || gaps != test.gaps {
+			t.Errorf("%v: read as %v with %d gaps, %d bytes lacking; want %v, %d, %d",
+				test.runs, reads, gaps, lacking, test.reads, test.gaps, test.lacking)
+		}
+	}
+}
+
+// TestLoads: a load is no more than is read at a time, and a hole stands alone.
+func TestLoads(t *testing.T) {
+	data := func(n int64) piece { return piece{Extent: store.Extent{N: n, Kind: store.Data}} }
+	hole := piece{Extent: store.Extent{N: 1 << 40, Kind: store.Hole}}
+	pieces := []piece{data(pieceBytes), data(pieceBytes - 4096), data(4096), data(4096), hole, data(4096)}
+	var got []int
+	for _, l := range loads(append(pieces, slices.Repeat([]piece{data(4096)}, loadPieces)...)) {
+		got = append(got, len(l))
+	}
+	if want := []int{1, 2, 1, 1, loadPieces, 1}; !slices.Equal(got, want) {
+		t.Errorf("loads of %v pieces, want %v", got, want)
+	}
+}
