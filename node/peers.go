@@ -18,9 +18,10 @@ type peers struct {
 	cluster cluster.ID
 	log     *slog.Logger
 
-	mu     sync.Mutex // guards what follows
-	byNode map[ring.NodeID]*peer
-	closed bool
+	mu      sync.Mutex // guards what follows; not held while connections are closed
+	byNode  map[ring.NodeID]*peer
+	closed  bool
+	closing sync.WaitGroup // of former connections
 }
 
 // A peer is a node's store at the address where it was last.
@@ -49,9 +50,11 @@ func (p *peers) store(n cluster.Node) (store.Store, error) {
 		return have.store, nil
 	}
 	if have != nil {
-		if err := have.store.Close(); err != nil {
-			p.log.Warn("connections to a former address not closed", "node", n.Name, "addr", have.addr, "err", err)
-		}
+		p.closing.Go(func() {
+			if err := have.store.Close(); err != nil {
+				p.log.Warn("connections to a former address not closed", "node", n.Name, "addr", have.addr, "err", err)
+			}
+		})
 	}
 	c := remote.NewClient(remote.ClientOptions{
 		Addr: n.Addresses.Blocks, Cluster: string(p.cluster), Node: uint64(n.ID), Logger: p.log.With("node", n.Name),
@@ -63,10 +66,11 @@ func (p *peers) store(n cluster.Node) (store.Store, error) {
 // close closes all connections. The volumes are closed before.
 func (p *peers) close() error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.closed = true
+	p.mu.Unlock()
+	p.closing.Wait()
 	var errs []error
-	for _, c := range p.byNode {
+	for _, c := range p.byNode { // which nobody changes any more
 		errs = append(errs, c.store.Close())
 	}
 	return errors.Join(errs...)
