@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -320,7 +321,9 @@ func (r *rack) torus(args ...string) (string, error) {
 		}
 	}
 	line := r.client.wrap(append([]string{torus(r.t), "--cluster", strings.Join(apis, ",")}, args...)...)
-	cmd := exec.Command(line[0], line[1:]...)
+	ctx, cancel := context.WithTimeout(r.t.Context(), settlePatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

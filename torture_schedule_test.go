@@ -45,12 +45,18 @@ type round struct {
 // drawRound draws one.
 func drawRound(rng *rand.Rand, number, nodes int) round {
 	r := round{number: number, settles: rng.IntN(3) > 0}
-	if rng.IntN(4) == 0 {
+	if rng.IntN(6) == 0 {
 		r.flips, r.flipped, r.settles = 1+rng.IntN(32), rng.IntN(nodes), true
 		return r
 	}
-	length := 2000 + rng.IntN(8000)
-	for range 1 + rng.IntN(5) {
+	length := 1500 + rng.IntN(6000)
+	if rng.IntN(6) == 0 { // all nodes at once, and back one by one
+		kind, at := [...]faultKind{killed, rebooted}[rng.IntN(2)], time.Duration(rng.IntN(length))*time.Millisecond
+		for i := range nodes {
+			r.faults = append(r.faults, fault{kind: kind, on: i, from: -1, at: at, lasts: drawTime(rng)})
+		}
+	}
+	for range 2 + rng.IntN(7) {
 		f := fault{kind: faultKind(rng.IntN(int(faultKinds))), on: rng.IntN(nodes), from: -1,
 			at: time.Duration(rng.IntN(length)) * time.Millisecond, lasts: drawTime(rng)}
 		switch {
