@@ -215,6 +215,9 @@ func (n *Node) startBoth(ctx context.Context) error {
 	var storeErr error
 	var wg sync.WaitGroup
 	if n.settings.Has(cluster.RoleStorage) {
+		if err := segment.GiveWay(n.storeOptions()); err != nil { // etcd does not start on a full disk
+			return err
+		}
 		wg.Go(func() { opened, storeErr = n.openStore(ctx) })
 	}
 	n.starting("etcd")
@@ -233,14 +236,18 @@ func (n *Node) startBoth(ctx context.Context) error {
 }
 
 func (n *Node) openStore(ctx context.Context) (store.Store, error) {
-	s, err := segment.Open(ctx, segment.Options{
-		Dir: StoreDir(n.dir), Capacity: n.settings.Capacity, Reserve: n.settings.Reserve,
-		Logger: n.log.With("part", "store"),
-	})
+	s, err := segment.Open(ctx, n.storeOptions())
 	if err != nil {
 		return nil, err // not s: a nil *Store in an interface is not nil
 	}
 	return s, nil
+}
+
+func (n *Node) storeOptions() segment.Options {
+	return segment.Options{
+		Dir: StoreDir(n.dir), Capacity: n.settings.Capacity, Reserve: n.settings.Reserve,
+		Logger: n.log.With("part", "store"),
+	}
 }
 
 // started remembers how to stop a part.

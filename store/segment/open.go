@@ -79,6 +79,28 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return st, nil
 }
 
+// GiveWay has the reserve of the store in o.Dir, if there is one, give way to what
+// has filled the disk while nobody ran. It is for those who keep other files beside
+// the store, and open them before it or at the same time. ErrLocked.
+func GiveWay(o Options) error {
+	if err := o.fill(); err != nil {
+		return err
+	}
+	dir := filepath.Join(o.Dir, segmentsDir)
+	if _, err := os.Stat(filepath.Join(dir, ballastName)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	lock, err := lockDir(o.Dir)
+	if err != nil {
+		return err
+	}
+	b, err := openBallast(&osDisk{dir: dir}, o.Reserve)
+	if err == nil {
+		err = errors.Join(b.adjust(), b.close())
+	}
+	return errors.Join(err, lock.release())
+}
+
 func makeDirs(dir string) error {
 	if err := os.MkdirAll(filepath.Join(dir, segmentsDir), 0o700); err != nil {
 		return err
