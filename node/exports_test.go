@@ -31,6 +31,7 @@ func newTestNode(t *testing.T) (*Node, *cluster.Memory) {
 		t.Fatal(err)
 	}
 	n := &Node{
+		scrubs:   newScrubs(),
 		settings: New(Settings{Name: "n1"}), log: slog.New(slog.DiscardHandler), process: process,
 		cluster: c, store: memstore.New(), failed: make(chan struct{}),
 	}
