@@ -31,6 +31,7 @@ type tortureLoad struct {
 	numbers atomic.Uint64
 	flood   atomic.Bool // no pauses between requests
 	noSpace atomic.Bool // some disk is full, or was until a moment ago
+	mayEnd  atomic.Bool // the exporter was ended, has lost its lease, or copies were started anew
 
 	quit    chan struct{}
 	running sync.WaitGroup
@@ -140,8 +141,14 @@ func (tc *tortureClient) request(make func(c *nbdClient) *nbdCall) (sent bool, e
 	case err == nil:
 	case err.Error() == "NBD error 28" && tc.l.noSpace.Load():
 		tc.l.refused.Add(1)
+	case err.Error() == "NBD error 108" && tc.l.mayEnd.Load(): // the connection is about to end
+		tc.l.breaks.Add(1)
+		tc.c.close()
+		tc.c = nil
 	case strings.HasPrefix(err.Error(), "NBD error"):
 		tc.l.fail(fmt.Errorf("a request was answered with %w", err))
+	case !tc.l.mayEnd.Load():
+		tc.l.fail(fmt.Errorf("a connection broke though nothing had been done to the exporter: %w", err))
 	default:
 		tc.l.breaks.Add(1)
 		tc.c.close()

@@ -245,6 +245,9 @@ func (tt *torture) do(r round) {
 func (tt *torture) begin(f fault) {
 	tt.note("%s, for %v", f.describe(tt.machines()), f.lasts)
 	m := tt.machines()[f.on]
+	if f.kind == rebooted || m == tt.rack.client || f.kind == cutOff && (f.from < 0 || tt.machines()[f.from] == tt.rack.client) {
+		tt.load.mayEnd.Store(true)
+	}
 	switch f.kind {
 	case killed:
 		m.kill()
@@ -320,6 +323,7 @@ func (tt *torture) settle() {
 		return !slices.ContainsFunc(tt.load.regions, func(r *region) bool { i := slices.Index(tt.load.regions, r); return now[i] == was[i] }), nil
 	})
 	tt.load.noSpace.Store(false)
+	tt.load.mayEnd.Store(false)
 	tt.note("all is well, after %v", time.Since(begun))
 }
 
