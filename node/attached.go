@@ -106,7 +106,7 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUn
 		ReadOnly:  n.readOnly,
 		MinCopies: att.MinCopies(),
 		Clean:     att.Volume.Clean, Recorded: recorded(att.Incarnations), Stale: staleCopies(att.Stale),
-		Records: staleRecords{att}, Held: att.Held, HeldUntil: heldUntil,
+		Records: staleRecords{att}, Held: att.Held, HeldUntil: heldUntil, Pace: n.pace,
 		Logger: n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
 	})
 	if err != nil {

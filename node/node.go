@@ -23,6 +23,7 @@ import (
 	"torus/store"
 	"torus/store/remote"
 	"torus/store/segment"
+	"torus/volume"
 )
 
 // Options say which node to run.
@@ -55,6 +56,7 @@ type Node struct {
 	store    store.Store    // nil without the role storage
 	blocks   *remote.Server // serves it to other nodes
 	peers    *peers         // the stores of other nodes
+	pace     *volume.Pace   // of all volumes
 	exports  *exports       // nil without the role nbd
 	nbd      *nbd.Server    // nil when nothing is exported
 	scrubs   *scrubs

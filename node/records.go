@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"torus/cluster"
+	"torus/volume"
 )
 
 // serverOptions are those of a member on this node.
@@ -206,8 +207,10 @@ func (n *Node) remember(endpoints []string) error {
 	return s.save(n.dir)
 }
 
-// startPeers makes the connections to other nodes' stores possible.
+// startPeers makes the connections to other nodes' stores possible, and what the
+// volumes share that bring them up to date.
 func (n *Node) startPeers() {
 	n.peers = newPeers(n.settings.Cluster, n.log.With("part", "peers"))
+	n.pace = volume.NewPace(nil)
 	n.started("peers", n.peers.close)
 }

@@ -48,8 +48,8 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		records:  o.Records,
 		held:     o.Held,
 		dial:     o.Dial,
+		pace:     o.Pace,
 	}
-	v.pace = newPace(v.requests, o.RepairRate)
 	v.ctx, v.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := v.attach(ctx, o); err != nil {
 		v.cancel()
@@ -66,6 +66,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 			return nil, v.wrap("open", 0, -1, err)
 		}
 	}
+	v.pace.join(v)
 	v.tendAll()
 	if !v.readOnly {
 		v.settle.running.Go(v.settleLoop)
@@ -84,6 +85,9 @@ func (o *Options) complete() error {
 	if o.Dial == nil {
 		stores := o.Stores
 		o.Dial = func(_ context.Context, id ring.NodeID) (store.Store, error) { return stores[id], nil }
+	}
+	if o.Pace == nil {
+		o.Pace = NewPace(nil)
 	}
 	if len(o.Nodes) == 0 {
 		o.Nodes = slices.Sorted(maps.Keys(o.Stores))

@@ -6,46 +6,69 @@ import (
 	"time"
 )
 
-// A pace says how fast resyncs go: while clients are at work one piece at a time,
-// and after it a rest for as long as it took, so that half of what they leave
-// stays free; else as fast as the workers can. A rate bounds it beyond that.
-type pace struct {
-	requests func() int64 // of clients, so far
-	rate     func() int64 // bytes/s, 0: no bound; nil: never one
+// A Pace says how fast the resyncs and scrubs of all volumes that share it go:
+// while clients of any of them are at work one piece at a time, and after it a
+// rest for as long as it took, so that half of what they leave stays free; else as
+// fast as the workers can. A rate bounds it beyond that. The volumes of a process
+// share one, as they share its processors and the nodes' disks.
+type Pace struct {
+	rate func() int64 // bytes/s, 0: no bound; nil: never one
 
-	one chan struct{} // holds one element while a piece is under way beside clients
+	one   chan struct{} // holds one element while a piece is under way beside clients
+	slots chan struct{} // holds one for each piece under way
 
 	mu    sync.Mutex // guards what follows
-	seen  int64      // requests, when last asked
-	busy  time.Time  // when they had last changed
-	spent time.Time  // when the bytes let through so far are paid for
+	of    map[*Volume]struct{}
+	seen  int64     // requests of them all, when last asked
+	busy  time.Time // when they had last changed
+	spent time.Time // when the bytes let through so far are paid for
 }
 
 const (
 	// busyFor is how long after a request clients count as being at work.
 	busyFor = 100 * time.Millisecond
-	// resyncWorkers is how many pieces are under way when nobody is.
+	// resyncWorkers is how many pieces are under way when no client is at work.
 	resyncWorkers = 4
 )
 
-func newPace(requests func() int64, rate func() int64) *pace {
-	return &pace{requests: requests, rate: rate, one: make(chan struct{}, 1)}
+// NewPace returns one whose rate, in bytes/s, is asked for each piece; nil or 0:
+// the half that clients leave is the only bound.
+func NewPace(rate func() int64) *Pace {
+	return &Pace{rate: rate, one: make(chan struct{}, 1), slots: make(chan struct{}, resyncWorkers), of: make(map[*Volume]struct{})}
+}
+
+// join counts v's clients from now on, until leave.
+func (p *Pace) join(v *Volume) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.of[v] = struct{}{}
+	p.seen += v.requests()
+}
+
+func (p *Pace) leave(v *Volume) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, is := p.of[v]; is {
+		delete(p.of, v)
+		p.seen -= v.requests()
+	}
 }
 
 // do does one piece of n bytes when its time has come. The error is do's, or ctx's.
-func (p *pace) do(ctx context.Context, n int64, do func() error) error {
+func (p *Pace) do(ctx context.Context, n int64, do func() error) error {
 	if err := sleep(ctx, p.due(n, time.Now())); err != nil {
 		return err
 	}
-	if !p.clients(time.Now()) {
-		return do()
+	turn := p.slots
+	if p.clients(time.Now()) {
+		turn = p.one
 	}
 	select {
-	case p.one <- struct{}{}:
+	case turn <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	defer func() { <-p.one }()
+	defer func() { <-turn }()
 	began := time.Now()
 	if err := do(); err != nil {
 		return err
@@ -62,17 +85,21 @@ func rest(took time.Duration, clients bool) time.Duration {
 }
 
 // clients reports whether clients are at work.
-func (p *pace) clients(now time.Time) bool {
+func (p *Pace) clients(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n := p.requests(); n != p.seen {
+	n := int64(0)
+	for v := range p.of {
+		n += v.requests()
+	}
+	if n != p.seen {
 		p.seen, p.busy = n, now
 	}
 	return now.Sub(p.busy) < busyFor
 }
 
 // due returns how long n bytes have to wait for those before them.
-func (p *pace) due(n int64, now time.Time) time.Duration {
+func (p *Pace) due(n int64, now time.Time) time.Duration {
 	if p.rate == nil {
 		return 0
 	}

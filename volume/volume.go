@@ -85,9 +85,9 @@ type Options struct {
 	// HeldUntil is until when the last holder may still answer reads; zero: it
 	// does not.
 	HeldUntil time.Time
-	// RepairRate bounds what copies are brought up to date with, in bytes/s; nil or
-	// 0: by the half only that clients leave.
-	RepairRate func() int64
+	// Pace says how fast copies are brought up to date and scrubbed; nil: one of
+	// this volume's own, without a rate.
+	Pace *Pace
 	// ReadOnly refuses writes with ErrReadOnly.
 	ReadOnly bool
 
@@ -113,7 +113,7 @@ type Volume struct {
 	held     func() bool // the lease surely has not run out; nil: it never does
 	dial     func(context.Context, ring.NodeID) (store.Store, error)
 	tenders  sync.WaitGroup
-	pace     *pace
+	pace     *Pace
 	log      *slog.Logger
 	place    placement
 
@@ -156,6 +156,7 @@ func (v *Volume) Close() error {
 	}
 	v.cancel()
 	v.tenders.Wait()
+	v.pace.leave(v)
 	return v.wrap("close", 0, -1, err)
 }
 
