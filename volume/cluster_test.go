@@ -80,7 +80,12 @@ func (r *memRecords) InSync(_ context.Context, n ring.NodeID, now Copy, layers [
 			return err
 		}
 	}
-	delete(r.stale, n)
+	for _, l := range layers {
+		delete(r.stale[n], l)
+	}
+	if len(r.stale[n]) == 0 {
+		delete(r.stale, n)
+	}
 	r.recorded[n] = now
 	return nil
 }

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -109,6 +110,9 @@ type copies struct {
 	nodes    map[ring.NodeID]*node
 	recorded map[ring.NodeID]Copy // as of the records
 
+	held     atomic.Int64  // writes that wait for space
+	enoughAt atomic.Uint64 // the gen at which each chunk was seen to have min-copies, plus one
+
 	_   [64]byte
 	gen atomic.Uint64 // counts changes; on a line of its own
 	_   [56]byte
@@ -148,8 +152,11 @@ func (v *Volume) failed(n *node, w *view, err error) {
 	}
 	switch now.state {
 	case inSync, pending:
-		n.mustRecord = now.state == pending
-		n.since = map[store.LayerID]store.Version{v.chain[0]: v.durable()}
+		since := map[store.LayerID]store.Version{v.chain[0]: v.durable()}
+		if n.mustRecord = now.state == pending; n.mustRecord {
+			maps.Copy(since, n.since) // what is recorded may be so still
+		}
+		n.since = since
 		if errors.Is(err, store.ErrUnknownLayer) {
 			for _, l := range v.chain {
 				n.since[l] = 0
@@ -166,6 +173,18 @@ func (v *Volume) failed(n *node, w *view, err error) {
 	}
 }
 
+// spare is failed for a node that each of its chunks can do without, and reports
+// whether it is one.
+func (v *Volume) spare(n *node, w *view, err error) bool {
+	v.copies.mu.Lock()
+	spare := v.records != nil && v.copies.mayLose(n)
+	v.copies.mu.Unlock()
+	if spare {
+		v.failed(n, w, err)
+	}
+	return spare
+}
+
 // mayLose reports whether each chunk of n has another copy in sync. The caller
 // has mu.
 func (c *copies) mayLose(n *node) bool {
@@ -179,7 +198,8 @@ func (c *copies) mayLose(n *node) bool {
 }
 
 // lastLost reports whether some chunk's last copies in sync came back with
-// another incarnation: all others are recorded stale. The caller has mu.
+// another incarnation: all others are recorded stale, or perhaps are and can't be
+// taken back without a record. The caller has mu.
 func (c *copies) lastLost() bool {
 	for _, group := range c.groups {
 		lost, reborn := true, false
@@ -187,7 +207,7 @@ func (c *copies) lastLost() bool {
 			switch n := c.nodes[id]; n.view.Load().state {
 			case away, catching, joining:
 			case failing:
-				lost, reborn = lost && n.reborn, reborn || n.reborn
+				lost, reborn = lost && (n.reborn || n.mustRecord), reborn || n.reborn
 			default:
 				lost = false
 			}
@@ -217,7 +237,10 @@ func (c *copies) enough(min int) bool {
 
 // await returns when some node's state has changed since gen. Otherwise why the
 // volume has ended.
-func (v *Volume) await(gen uint64) error {
+func (v *Volume) await(gen uint64) error { return v.awaitOr(gen, nil) }
+
+// awaitOr is await that also returns when due fires.
+func (v *Volume) awaitOr(gen uint64, due <-chan time.Time) error {
 	v.copies.mu.Lock()
 	changed, moved := v.copies.changed, v.copies.gen.Load() != gen
 	v.copies.mu.Unlock()
@@ -226,6 +249,7 @@ func (v *Volume) await(gen uint64) error {
 	}
 	select {
 	case <-changed:
+	case <-due:
 	case <-v.ctx.Done():
 		if v.stopped() == nil {
 			return ErrClosed

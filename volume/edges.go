@@ -42,15 +42,12 @@ func (v *Volume) mergePage(c *change, off int64, version store.Version, buf []by
 	if err := v.stopped(); err != nil {
 		return err
 	}
-	for gen := v.copies.gen.Load(); ; {
-		if err := v.readPages(off, buf); err != nil {
+	for shown := false; !shown; {
+		from, err := v.readPages(off, buf)
+		if err != nil {
 			return err
 		}
-		now := v.copies.gen.Load()
-		if now == gen {
-			break
-		}
-		gen = now // who answered may not have been in sync any more
+		shown = from.current() // or who answered may not have been in sync any more
 	}
 	from, to := max(c.off, off), min(c.off+c.n, off+store.PageSize)
 	if c.fill == fillData {

@@ -74,9 +74,8 @@ func (v *Volume) extentBatch(off, end int64) ([]Extent, error) {
 	}
 	lapsed := v.held != nil && !v.held()
 	for {
-		gen := v.copies.gen.Load()
 		var batch []Extent
-		err := v.fromCopies(off, copies, func(w *view) (err error) {
+		from, err := v.fromCopies(off, copies, func(w *view) (err error) {
 			batch, err = v.overlay(w.at, off, stop)
 			return err
 		})
@@ -84,7 +83,7 @@ func (v *Volume) extentBatch(off, end int64) ([]Extent, error) {
 			return nil, err
 		}
 		last := batch[len(batch)-1]
-		if shown, err := v.confirm(pageFloor(off), pageCeil(last.Off+last.N), gen, lapsed); shown || err != nil {
+		if shown, err := v.confirm(pageFloor(off), pageCeil(last.Off+last.N), sources{first: from}, lapsed); shown || err != nil {
 			return batch, err
 		}
 	}

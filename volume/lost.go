@@ -12,6 +12,9 @@ import (
 // be written anew.
 var errHeld = errors.New("a write is in flight over one that was refused")
 
+// errMore: another write was refused that the node may have.
+var errMore = errors.New("it may have a write that was refused meanwhile")
+
 // rewriteLost sees to the writes that ended in an error and that a node may have
 // all the same, or may get late: their versions are of the present epoch, so no
 // Adopt would take them back. Where no copy in sync has a higher version, what
@@ -19,20 +22,24 @@ var errHeld = errors.New("a write is in flight over one that was refused")
 // everywhere. That waits for nothing that may be waiting for the node.
 func (v *Volume) rewriteLost(n *node) error {
 	v.copies.mu.Lock()
-	lost := slices.Clone(n.lost)
+	lost := n.lost
+	n.lost = nil
 	v.copies.mu.Unlock()
-	for _, s := range lost {
-		for off := s.off; off < s.end; {
-			stop, err := v.rewrite(off, min(s.end, off+pieceBytes), s.version)
-			if err != nil {
-				return fmt.Errorf("%v, which was refused, can't be undone: %w", s.version, err)
+	for len(lost) > 0 {
+		s := &lost[0]
+		stop, err := v.rewrite(s.off, min(s.end, s.off+pieceBytes), s.version)
+		if err != nil {
+			v.copies.mu.Lock()
+			for _, s := range lost {
+				n.mayHave(s)
 			}
-			off = stop
+			v.copies.mu.Unlock()
+			return fmt.Errorf("%v, which was refused, can't be undone: %w", s.version, err)
+		}
+		if s.off = stop; s.off == s.end {
+			lost = lost[1:]
 		}
 	}
-	v.copies.mu.Lock()
-	n.lost = slices.Delete(n.lost, 0, len(lost))
-	v.copies.mu.Unlock()
 	return nil
 }
 
@@ -69,22 +76,26 @@ func (v *Volume) rewrite(off, end int64, lost store.Version) (stop int64, err er
 	return off, errNoPeer
 }
 
-// again writes the pages [off, end) as they are, in a new version.
+// again writes the pages [off, end) as they are, in a new version. What it reads
+// must have all that is lower, and nothing that may be refused still.
 func (v *Volume) again(off, end int64) error {
-	gen := v.copies.gen.Load()
-	version, err := v.flight.begin(off, end, gen)
+	version, err := v.flight.begin(off, end, unplanned)
 	if err != nil {
 		return err
 	}
 	defer v.flight.finish(off, end, version)
-	if v.flight.touches(off, end, version-1) {
+	if v.flight.others(off, end, version-1, version) {
 		return errHeld
 	}
 	p := alignedPages(int((end - off) / store.PageSize))
-	if err := v.readPages(off, p); err != nil {
+	from, err := v.readPages(off, p)
+	if err != nil {
 		return err
 	}
-	s := newSender(v, span{off, end, version, gen}, 0)
+	if v.flight.others(off, end, v.flight.given(), version) || !from.current() {
+		return errHeld
+	}
+	s := newSender(v, span{off, end, version, unplanned}, 0)
 	s.min = 0
 	defer s.release()
 	for at := off; at < end; {
@@ -114,9 +125,9 @@ func sameKind(p []byte) (n int64, f fill) {
 	return n, fillData
 }
 
-// touches reports whether a write up to version last that touches [off, end) is
-// in flight.
-func (f *flight) touches(off, end int64, last store.Version) bool {
+// others reports whether a write up to version last that touches [off, end) is
+// in flight, but for the one of version own.
+func (f *flight) others(off, end int64, last, own store.Version) bool {
 	first, regions := off/regionSize, (end-1)/regionSize-off/regionSize+1
 	shards := []*shard{&f.wide}
 	for i := range min(regions, flightShards) {
@@ -125,6 +136,8 @@ func (f *flight) touches(off, end int64, last store.Version) bool {
 	return slices.ContainsFunc(shards, func(s *shard) bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.touches(off, end, last)
+		return slices.ContainsFunc(s.writes, func(w span) bool {
+			return w.off < end && off < w.end && w.version <= last && w.version != own
+		})
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"torus/ring"
@@ -44,20 +45,40 @@ func (v *Volume) read(p []byte, off int64) error {
 	lapsed := v.held != nil && !v.held()
 	end := off + int64(len(p))
 	for {
-		gen := v.copies.gen.Load()
+		var from sources
 		var err error
 		if off%store.PageSize == 0 && end%store.PageSize == 0 {
-			err = v.readPages(off, p)
+			from, err = v.readPages(off, p)
 		} else {
-			err = v.readParts(off, p)
+			from, err = v.readParts(off, p)
 		}
 		if err != nil {
 			return err
 		}
-		if shown, err := v.confirm(pageFloor(off), pageCeil(end), gen, lapsed); shown || err != nil {
+		if shown, err := v.confirm(pageFloor(off), pageCeil(end), from, lapsed); shown || err != nil {
 			return err
 		}
 	}
+}
+
+// A source is the copy that answered a read, as it was when it was asked.
+type source struct {
+	node *node
+	view *view
+}
+
+// current reports whether the copy has been what it was all the time.
+func (s source) current() bool { return s.node.view.Load() == s.view }
+
+// sources are where a read's pages come from; a read of one piece allocates none.
+type sources struct {
+	first source
+	more  []source
+}
+
+// current is source.current of all.
+func (s sources) current() bool {
+	return s.first.current() && !slices.ContainsFunc(s.more, func(s source) bool { return !s.current() })
 }
 
 // confirm returns when what has just been read of [off, end) may be shown: when
@@ -66,11 +87,11 @@ func (v *Volume) read(p []byte, off int64) error {
 // answer to its write does, and a crash between the two would take it back.
 // Looking costs some 5 ns when nothing overlaps.
 //
-// It is not to be shown, but read again, where a node's state has changed since
-// gen: a write that was refused may be on a node that is away by now. lapsed: the
-// lease had perhaps run out when the request arrived, so another holder may have
-// fenced other copies than the one that answered (10/31251).
-func (v *Volume) confirm(off, end int64, gen uint64, lapsed bool) (shown bool, err error) {
+// It is not to be shown, but read again, where the state of a copy that it is from
+// has changed: a write that was refused may be on a node that is away by now.
+// lapsed: the lease had perhaps run out when the request arrived, so another holder
+// may have fenced other copies than the one that answered (10/31251).
+func (v *Volume) confirm(off, end int64, from sources, lapsed bool) (shown bool, err error) {
 	if v.flight.await(off, end, v.flight.given()) {
 		v.counts.readWaits.Add(1)
 	}
@@ -79,7 +100,7 @@ func (v *Volume) confirm(off, end int64, gen uint64, lapsed bool) (shown bool, e
 			return false, err
 		}
 	}
-	return v.copies.gen.Load() == gen, v.stopped()
+	return from.current(), v.stopped()
 }
 
 // askAll returns when every copy of [off, end) that is not recorded stale has
@@ -122,17 +143,15 @@ func (v *Volume) askAll(off, end int64) error {
 
 // readParts is readPages for any alignment: pages of which only a part is asked
 // for go through a buffer.
-func (v *Volume) readParts(off int64, p []byte) error {
+func (v *Volume) readParts(off int64, p []byte) (sources, error) {
 	end := off + int64(len(p))
 	first, last := pageFloor(off), pageCeil(end)
 	e := newEdges()
 	defer e.release()
 	if span := last - first; span <= int64(len(e.buf)) {
-		if err := v.readPages(first, e.buf[:span]); err != nil {
-			return err
-		}
+		from, err := v.readPages(first, e.buf[:span])
 		copy(p, e.buf[off-first:])
-		return nil
+		return from, err
 	}
 	middle, rest := pageCeil(off), pageFloor(end)
 	var parts []part
@@ -143,10 +162,10 @@ func (v *Volume) readParts(off int64, p []byte) error {
 	if rest < end {
 		parts = append(parts, part{off: rest, p: e.tail()})
 	}
-	parallel(len(parts), maxCalls, func(i int) { parts[i].err = v.readPages(parts[i].off, parts[i].p) })
+	parallel(len(parts), maxCalls, func(i int) { parts[i].from, parts[i].err = v.readPages(parts[i].off, parts[i].p) })
 	copy(p[:middle-off], e.head()[off-first:])
 	copy(p[rest-off:], e.tail())
-	return firstError(parts)
+	return together(parts)
 }
 
 // part is a piece of a read.
@@ -154,25 +173,30 @@ type part struct {
 	off    int64
 	p      []byte
 	copies []ring.NodeID
+	from   sources
 	err    error
 }
 
-// firstError returns the first error among parts.
-func firstError(parts []part) error {
+// together returns where all parts come from, or the first error among them.
+func together(parts []part) (sources, error) {
+	from := parts[0].from
 	for i := range parts {
 		if parts[i].err != nil {
-			return parts[i].err
+			return sources{}, parts[i].err
+		}
+		if i > 0 {
+			from.more = append(append(from.more, parts[i].from.first), parts[i].from.more...)
 		}
 	}
-	return nil
+	return from, nil
 }
 
 // readPages fills p from the page boundary off on, whole pages.
-func (v *Volume) readPages(off int64, p []byte) error {
+func (v *Volume) readPages(off int64, p []byte) (sources, error) {
 	end := off + int64(len(p))
 	stop, copies, err := v.place.readRun(off, min(end, off+store.MaxIO))
 	if err != nil {
-		return err
+		return sources{}, err
 	}
 	if stop == end {
 		return v.readRun(off, p, copies)
@@ -180,27 +204,29 @@ func (v *Volume) readPages(off int64, p []byte) error {
 	parts := []part{{off: off, p: p[:stop-off], copies: copies}}
 	for at := stop; at < end; at = stop {
 		if stop, copies, err = v.place.readRun(at, min(end, at+store.MaxIO)); err != nil {
-			return err
+			return sources{}, err
 		}
 		parts = append(parts, part{off: at, p: p[at-off : stop-off], copies: copies})
 	}
 	parallel(len(parts), maxCalls, func(i int) {
-		parts[i].err = v.readRun(parts[i].off, parts[i].p, parts[i].copies)
+		parts[i].from, parts[i].err = v.readRun(parts[i].off, parts[i].p, parts[i].copies)
 	})
-	return firstError(parts)
+	return together(parts)
 }
 
 // readRun reads pages that lie on the same copies from the first in sync that has
 // them sound.
-func (v *Volume) readRun(off int64, p []byte, copies []ring.NodeID) error {
-	return v.fromCopies(off, copies, func(w *view) error {
+func (v *Volume) readRun(off int64, p []byte, copies []ring.NodeID) (sources, error) {
+	from, err := v.fromCopies(off, copies, func(w *view) error {
 		return w.at.replica.Read(w.at.ctx, v.chain, off, p, nil)
 	})
+	return sources{first: from}, err
 }
 
-// fromCopies asks the copies in sync in turn, and waits while none is. Its error
-// is that of a page corrupt on all of them, or why the volume has ended.
-func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) error) error {
+// fromCopies asks the copies in sync in turn, and waits while none is; it returns
+// which one answered. Its error is that of a page corrupt on all of them, or why
+// the volume has ended.
+func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) error) (source, error) {
 	for {
 		gen := v.copies.gen.Load()
 		var corrupt error
@@ -214,10 +240,10 @@ func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) e
 			}
 			err := ask(w)
 			if err == nil {
-				return nil
+				return source{n, w}, nil
 			}
 			if err := v.stopped(); err != nil {
-				return err // which is also why a call that was under way has ended
+				return source{}, err // which is also why a call that was under way has ended
 			}
 			v.counts.failovers.Add(1)
 			if errors.Is(err, store.ErrCorrupt) {
@@ -230,10 +256,10 @@ func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) e
 			waits = true
 		}
 		if corrupt != nil && !waits {
-			return corrupt
+			return source{}, corrupt
 		}
 		if err := v.await(gen); err != nil {
-			return err
+			return source{}, err
 		}
 	}
 }

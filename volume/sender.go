@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"sync"
 
 	"torus/ring"
@@ -32,12 +33,14 @@ type sender struct {
 type call struct {
 	node   *node
 	view   *view // as of when it was made last
+	seen   *view // as of when its run was judged last
 	run    int
 	off, n int64
 	p      []byte // nil: a hole
 
 	todo    bool          // to be made now
 	made    bool          // once or more often; err is the last answer
+	may     bool          // the node may have it, or get it late: some answer was another than that there is no space
 	started store.Started // the answer is waited for; nil: it is not
 	err     error
 }
@@ -195,6 +198,7 @@ func (s *sender) makeAll() {
 	for i := range s.calls {
 		if c := &s.calls[i]; c.todo {
 			c.todo, c.made = false, true
+			c.may = c.may || !errors.Is(c.err, store.ErrNoSpace)
 		}
 	}
 }

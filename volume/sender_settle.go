@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"torus/store"
 )
@@ -24,7 +25,7 @@ func (s *sender) settle() {
 			return
 		}
 		gen := s.plan()
-		again, wait := false, false
+		again, wait, hold := false, false, false
 		for first := 0; first < len(s.calls); {
 			last := first
 			for last < len(s.calls) && s.calls[last].run == s.calls[first].run {
@@ -35,20 +36,23 @@ func (s *sender) settle() {
 				again = true
 			case runWaits:
 				wait = true
-			case runRefused:
-				s.refuse(s.calls[first:last])
+			case runHeld:
+				hold = true
 			}
 			first = last
 		}
 		switch {
 		case again:
 			s.makeAll()
+		case hold:
+			s.fatal = s.hold(gen)
 		case !wait:
 			return
 		default:
-			if s.fatal = v.await(gen); s.fatal != nil {
-				return
-			}
+			s.fatal = v.await(gen)
+		}
+		if s.fatal != nil {
+			return
 		}
 	}
 }
@@ -71,7 +75,7 @@ const (
 	runDone judgement = iota
 	runAgain
 	runWaits
-	runRefused
+	runHeld
 )
 
 // judge plans one run, and marks the calls that are to be made.
@@ -80,23 +84,28 @@ func (s *sender) judge(run []call) judgement {
 		return runDone
 	}
 	have, applied, again, waits := 0, false, false, false
-	var refused *call
+	var refused, torn *call
 	for i := range run {
 		c := &run[i]
 		w := c.node.view.Load()
+		c.seen = w
 		same := c.made && w.at == c.view.at
+		// One that answered has it still if it was taken back as what it was.
+		has := c.made && c.err == nil && w.at != nil && w.at.dirty == c.view.at.dirty
 		switch {
 		case w.state == away:
 		case w.state == failing:
-			applied = applied || same && c.err == nil
-			waits = waits || !same || c.err != nil
-		case same && c.err == nil:
+			applied = applied || has
+			waits = waits || !has
+		case has:
 			applied = applied || w.state == inSync || w.state == pending
 			if w.state == inSync {
 				have++
 			}
 		case same && errors.Is(c.err, store.ErrNoSpace) && w.state == inSync:
-			refused = c
+			if refused = c; c.may {
+				torn = c
+			}
 		default:
 			c.view, c.todo, again = w, true, true
 		}
@@ -107,18 +116,19 @@ func (s *sender) judge(run []call) judgement {
 	case refused != nil && applied:
 		// Applied here and refused there: it is completed without whoever refused.
 		for i := range run {
-			if c := &run[i]; errors.Is(c.err, store.ErrNoSpace) {
-				s.v.failed(c.node, c.view, c.err)
+			if c := &run[i]; c.seen.state == inSync && errors.Is(c.err, store.ErrNoSpace) {
+				s.v.failed(c.node, c.seen, c.err)
 			}
 		}
 		return runWaits
 	case waits:
 		return runWaits
+	case torn != nil && s.v.spare(torn.node, torn.seen, errTorn):
+		return runWaits
+	case torn != nil:
+		return runHeld
 	case refused != nil:
-		if s.refused == nil {
-			s.refused = fmt.Errorf("node %v: %w", refused.node.id, refused.err)
-		}
-		return runRefused
+		return s.refuse(run, refused)
 	case have < s.min:
 		return runWaits
 	}
@@ -128,26 +138,61 @@ func (s *sender) judge(run []call) judgement {
 // over reports whether a run was refused before.
 func (s *sender) over(run []call) bool { return run[0].n == 0 }
 
-// refuse ends a run that no copy in sync has. A node that is away, or caught up
-// with, may have it all the same, or get it late (see node.lost).
-func (s *sender) refuse(run []call) {
-	v := s.v
+// refuse ends a run that no copy in sync has. Nodes that are away, or caught up
+// with, may have it all the same: their own, late, or as they adopted it from one
+// that is away by now (see node.lost). That is decided under one lock, as a node
+// that has it may be taken back at any time.
+func (s *sender) refuse(run []call, refused *call) judgement {
+	c := &s.v.copies
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	somebody := false
+	for i := range run {
+		if run[i].node.view.Load() != run[i].seen {
+			return runWaits
+		}
+		somebody = somebody || run[i].may
+	}
 	lost := span{off: run[0].off, end: run[0].off + run[0].n, version: s.write.version}
 	for i := range run {
-		c := &run[i]
-		if !c.made || errors.Is(c.err, store.ErrNoSpace) {
+		n, w := run[i].node, run[i].seen
+		if !somebody || w.state == inSync {
 			continue
 		}
-		v.copies.mu.Lock()
-		c.node.mayHave(lost)
-		v.copies.mu.Unlock()
-		if w := c.node.view.Load(); w.at != nil {
-			v.failed(c.node, w, errTainted)
+		n.mayHave(lost)
+		if w.state != away {
+			n.why = errTorn
+			w.at.cancel()
+			s.v.turn(n, away, nil)
 		}
 	}
 	for i := range run {
 		run[i].n = 0
 	}
+	if s.refused == nil {
+		s.refused = fmt.Errorf("node %v: %w", refused.node.id, refused.err)
+	}
+	return runDone
 }
 
-var errTainted = errors.New("it has a write that all copies in sync refused")
+// holdPause is how long a write waits for space that its copies have none for now.
+const holdPause = time.Second
+
+// hold waits for a change, or for space, before copies in sync that refused a run
+// are asked again. One of them may have it, or get it late, and can't be done
+// without: so nobody can be told yet that it was refused.
+func (s *sender) hold(gen uint64) error {
+	s.v.copies.held.Add(1)
+	defer s.v.copies.held.Add(-1)
+	timer := time.NewTimer(holdPause)
+	defer timer.Stop()
+	err := s.v.awaitOr(gen, timer.C)
+	for i := range s.calls {
+		if c := &s.calls[i]; errors.Is(c.err, store.ErrNoSpace) {
+			c.made = false
+		}
+	}
+	return err
+}
+
+var errTorn = errors.New("it may have a write that the copies in sync refused")

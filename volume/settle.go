@@ -118,9 +118,9 @@ func (v *Volume) settleFrom(bytes int64) error {
 	if err := v.sync(); err != nil {
 		return err
 	}
-	// A write that some copies lack stops the volume before it leaves the flight.
-	// One with FUA leaves nothing to sync, where that would have been noticed; a
-	// mark above it would hide it from the reconcile.
+	// A volume that stops does so before a write that some copies lack leaves the
+	// flight. Where that had nothing to sync, as it was FUA, it was not noticed yet;
+	// a mark above it would hide it from the reconcile.
 	if err := v.stopped(); err != nil {
 		return err
 	}
@@ -139,12 +139,12 @@ func (v *Volume) settleFrom(bytes int64) error {
 	return nil
 }
 
-// tell tells all nodes the stable mark. It is the settled mark as well, as
-// nothing is stale, unless this attachment began with adopting: a late copy of an
-// Adopt is not held back by the stable mark as a write is (N4), and would bring
-// back what a hole hid that was forgotten since (I7). The fence of the next
-// attachment ends it. A node that misses a mark keeps more than it needs, which
-// the next one mends.
+// tell tells the nodes in sync the stable mark. It is the settled mark as well if
+// all nodes are in sync, after the sync (12/205), unless this attachment has adopted
+// anything: a late copy of an Adopt is not held back by the stable mark as a write is
+// (N4), and would bring back what a hole hid that was forgotten since (I7). The fence
+// of the next attachment ends it. A node that misses a mark keeps more than it needs,
+// which the next one mends.
 func (v *Volume) tell(mark store.Version) error {
 	settled := mark
 	if v.adopted.Load() || slices.ContainsFunc(v.place.nodes, func(n *node) bool { return n.view.Load().state != inSync }) {

@@ -66,5 +66,8 @@ func (v *Volume) Status() Status {
 	if s.Waiting == "" && !c.enough(v.place.minCopies) {
 		s.Waiting = fmt.Sprintf("%d copies in sync", v.place.minCopies)
 	}
+	if s.Waiting == "" && c.held.Load() > 0 {
+		s.Waiting = "space on the last copy of what is written"
+	}
 	return s
 }

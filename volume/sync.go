@@ -44,11 +44,22 @@ func (v *Volume) Sync() error {
 	return v.wrap("sync", 0, -1, err)
 }
 
-// awaitEnough returns when every chunk has min-copies copies in sync.
+// awaitEnough returns when every chunk has min-copies copies in sync. To look at
+// all of them is needed once a change.
 func (v *Volume) awaitEnough() error {
+	c := &v.copies
 	for {
-		gen := v.copies.gen.Load()
-		if v.copies.enough(v.place.minCopies) {
+		gen := c.gen.Load()
+		if c.enoughAt.Load() == gen+1 {
+			return nil
+		}
+		c.mu.Lock()
+		enough := c.enough(v.place.minCopies)
+		if gen = c.gen.Load(); enough {
+			c.enoughAt.Store(gen + 1)
+		}
+		c.mu.Unlock()
+		if enough {
 			return nil
 		}
 		if err := v.await(gen); err != nil {

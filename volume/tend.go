@@ -382,9 +382,9 @@ func (v *Volume) catch(n *node) (tried bool, err error) {
 			at.cancel()
 		}
 	}()
-	gen, is := v.begins(n, at)
-	if !is {
-		return false, ErrClosed
+	gen, err := v.begins(n, at)
+	if err != nil {
+		return false, err
 	}
 	// From here on every write in flight is sent to the node too, or ends without
 	// it before its pages are compared (10/3778).
@@ -436,16 +436,19 @@ func (v *Volume) attachStale(n *node) (*attempt, map[store.LayerID]store.Version
 	return at, since, nil
 }
 
-// begins has writes sent to the node, unless the volume is about to end. Those
-// that have planned for gen include it.
-func (v *Volume) begins(n *node, at *attempt) (gen uint64, is bool) {
+// begins has writes sent to the node, unless the volume is about to end, or a
+// write was refused since rewriteLost. Those that have planned for gen include it.
+func (v *Volume) begins(n *node, at *attempt) (gen uint64, err error) {
 	v.copies.mu.Lock()
 	defer v.copies.mu.Unlock()
-	if v.copies.closing || v.ctx.Err() != nil {
-		return 0, false
+	switch {
+	case v.copies.closing || v.ctx.Err() != nil:
+		return 0, ErrClosed
+	case len(n.lost) > 0:
+		return 0, errMore
 	}
 	v.turn(n, catching, at)
-	return v.copies.gen.Load(), true
+	return v.copies.gen.Load(), nil
 }
 
 // equal makes the node's copies of the layers that are stale equal to its peers'.
