@@ -359,7 +359,8 @@ func (r *rack) block(cuts []cut, blocked bool) {
 	}
 }
 
-// fill takes all that is free on a machine's disk, or gives it back.
+// fill takes all that is free on a machine's disk, or gives it back. The last of it
+// goes as fast as a disk can be written: a node has that time to give way.
 func (r *rack) fill(m *machine, full bool) {
 	r.t.Helper()
 	name := filepath.Join(m.dir, "filler")
@@ -374,18 +375,22 @@ func (r *rack) fill(m *machine, full bool) {
 		r.t.Fatal(err)
 	}
 	defer f.Close()
-	// Others take and give meanwhile, so what is free is taken in pieces.
-	var size int64
-	for piece := int64(1 << 30); piece >= 1<<20; {
-		switch err := unix.Fallocate(int(f.Fd()), 0, size, piece); {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		r.t.Fatal(err)
+	}
+	const slowly, step = 512 << 20, 32 << 20
+	size, free := int64(0), int64(st.Bavail)*st.Bsize
+	for piece := max(free-slowly, step); size < free; piece = step {
+		switch err := unix.Fallocate(int(f.Fd()), 0, size, min(piece, free-size)); {
 		case err == nil:
 			size += piece
-		case errors.Is(err, unix.ENOSPC):
-			piece /= 2
-		case errors.Is(err, unix.EINTR):
-		default:
+		case errors.Is(err, unix.ENOSPC): // others have taken some
+			free = size + (free-size)/2
+		case !errors.Is(err, unix.EINTR):
 			r.t.Fatal(err)
 		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 

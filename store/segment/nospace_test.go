@@ -131,3 +131,41 @@ func TestReserveGivesWay(t *testing.T) {
 	s.write(layerA, windowFirst, 40)
 	m.ok(s.err)
 }
+
+// TestReserveGivesWayOfFailed: also of a store that serves nothing any more the
+// reserve gives way, for the records that lie beside it; nor does it wait for the
+// rest of the background work.
+func TestReserveGivesWayOfFailed(t *testing.T) {
+	m := newCrashMachine(t, 1)
+	o := m.options()
+	o.manual = false
+	st, err := Open(t.Context(), o)
+	m.ok(err)
+	m.st = st
+	st.fail(errors.New("a test"))
+	b, seg := st.segments.ballast, st.segments
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // who prepares them looks after the reserve too
+		seg.mu.Lock()
+		idle := len(seg.spares) >= seg.need()
+		seg.mu.Unlock()
+		if idle {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("there are no spare segments")
+		}
+	}
+	m.disk.mu.Lock()
+	m.disk.full = 0
+	m.disk.mu.Unlock()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		n, err := b.f.allocated()
+		m.ok(err)
+		if n == b.size-b.headroom() {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("with nothing free the reserve takes %d of %d", n, b.size)
+		}
+	}
+}

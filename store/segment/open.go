@@ -132,8 +132,9 @@ func openLocked(o Options, lock *dirLock) (*Store, error) {
 		return nil, errors.Join(err, st.abandon())
 	}
 	if !o.manual {
-		st.background.Add(1)
+		st.background.Add(2)
 		go st.runBackground()
+		go st.watchReserve()
 	}
 	return st, nil
 }

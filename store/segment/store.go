@@ -327,3 +327,22 @@ func (st *Store) runBackground() {
 		}
 	}
 }
+
+// reserveTick is how often the reserve is looked after: a quarter of it is free
+// beside it, and others may fill that faster than a round of background work takes.
+const reserveTick = 20 * time.Millisecond
+
+// watchReserve has the reserve give way in time, and also when the store has failed.
+func (st *Store) watchReserve() {
+	defer st.background.Done()
+	t := time.NewTicker(reserveTick)
+	defer t.Stop()
+	for {
+		select {
+		case <-st.stop:
+			return
+		case <-t.C:
+			_ = st.segments.ballast.adjust() // maintain tries it too, and says what is wrong
+		}
+	}
+}
