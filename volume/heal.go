@@ -80,12 +80,19 @@ func (v *Volume) healAll() {
 // leaves alone. A copy that is not in sync is left to its resync, and to the next
 // reader.
 func (v *Volume) healPage(b badPage) error {
+	if err := v.enter(); err != nil { // Close makes durable what is brought
+		return err
+	}
+	defer v.gate.leave()
 	for {
 		gen := v.copies.gen.Load()
 		w := b.node.view.Load()
 		if w.state != inSync {
 			return nil
 		}
+		// From here on no hole may be forgotten: one that is written while the others
+		// are read must be there when what they had is brought. See tell.
+		v.adopted.Store(true)
 		e, p, err := v.highestElsewhere(b)
 		if err != nil {
 			return err
@@ -97,17 +104,17 @@ func (v *Volume) healPage(b badPage) error {
 		if v.copies.gen.Load() != gen {
 			continue // what was read may have been refused since
 		}
-		// From here on no hole may be forgotten: see tell.
-		v.adopted.Store(true)
 		if err := w.at.replica.Adopt(w.at.ctx, b.layer, e, p); err != nil {
 			if !errors.Is(err, store.ErrNoSpace) {
 				v.failed(b.node, w, err)
 			}
 			return err
 		}
+		w.at.dirty.answered.Add(1)
+		v.flush.answered.Add(1)
 		v.counts.healed.Add(1)
 		v.log.Warn("page rewritten from another copy", "volume", v.id, "node", b.node.id, "layer", b.layer, "off", b.off, "version", e.Version)
-		return nil
+		return v.written(&change{n: store.PageSize})
 	}
 }
 

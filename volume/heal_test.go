@@ -68,6 +68,41 @@ func TestRewritingAwaitsTheWrite(t *testing.T) {
 	})
 }
 
+// Nor does a page come back that was trimmed, and the hole forgotten, since another copy
+// of it was read.
+func TestRewritingLeavesTrimmed(t *testing.T) {
+	inBubble(t, 3, 3, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("old!"), 1024), 0)
+		must(t, v.settleNow())
+		held := inject(f[2], "reads hang")
+		v.heal(badPage{v.place.node(1), testHead, 0})
+		synctest.Wait() // the second node was read
+		must(t, v.Trim(0, store.PageSize, false))
+		must(t, v.settleNow())
+		f[2].Remove(held)
+		synctest.Wait()
+		if got := read(t, v, 0, store.PageSize); !bytes.Equal(got, make([]byte, store.PageSize)) || v.Stats().Failovers != 0 {
+			t.Errorf("the trimmed page begins with %q, %d failovers", got[:4], v.Stats().Failovers)
+		}
+	})
+}
+
+// What was rewritten is durable with the next flush, as what is written.
+func TestRewrittenIsFlushed(t *testing.T) {
+	inBubble(t, 2, 2, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("data"), 1024), 0)
+		must(t, v.Sync())
+		inject(f[0], "reads at [0,4096) corrupt")
+		read(t, v, 0, 4096)
+		synctest.Wait()
+		before := v.Stats().Syncs
+		must(t, v.Sync())
+		if s := v.Stats(); s.Healed != 1 || s.Syncs != before+1 {
+			t.Errorf("%d pages rewritten, %d nodes synced; want 1 and 1", s.Healed, s.Syncs-before)
+		}
+	})
+}
+
 // A scrub finds what no client reads: pages that are corrupt on some copy, and copies
 // that lack what all should have.
 func TestScrub(t *testing.T) {
