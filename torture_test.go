@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -369,56 +370,82 @@ func (tt *torture) flip(r round) {
 }
 
 // flipPages flips a byte in so many of the pages of a node that the model knows to
-// be what the volume has now.
-func (tt *torture) flipPages(m *machine, rng *rand.Rand, n int) (int, error) {
-	type place struct {
-		file string
-		off  int64
-	}
-	var live []place
-	names, err := filepath.Glob(filepath.Join(node.StoreDir(m.data()), "segments", "*"))
+// be what the volume has now. Those that were written anew meanwhile are left out.
+func (tt *torture) flipPages(m *machine, rng *rand.Rand, n int) (flipped int, err error) {
+	live, err := tt.livePages(m)
 	if err != nil {
 		return 0, err
 	}
-	b := make([]byte, 1<<20)
-	for _, name := range names {
-		f, err := os.Open(name)
+	for range min(n, len(live)) {
+		is, err := tt.flipPage(live[rng.IntN(len(live))], rng)
 		if err != nil {
 			return 0, err
 		}
-		for off := int64(0); ; off += int64(len(b)) {
-			got, err := f.ReadAt(b, off)
+		if is {
+			flipped++
+		}
+	}
+	return flipped, nil
+}
+
+// A pagePlace is where a page lies on a disk.
+type pagePlace struct {
+	file string
+	off  int64
+}
+
+// livePages returns where a node has what the volume has now.
+func (tt *torture) livePages(m *machine) ([]pagePlace, error) {
+	names, err := filepath.Glob(filepath.Join(node.StoreDir(m.data()), "segments", "*"))
+	if err != nil {
+		return nil, err
+	}
+	var live []pagePlace
+	b := make([]byte, 1<<20)
+	for _, name := range names {
+		f, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // its pages were all dead
+		}
+		if err != nil {
+			return nil, err
+		}
+		for off, err := int64(0), error(nil); err == nil; off += int64(len(b)) {
+			var got int
+			got, err = f.ReadAt(b, off) // until the end of the file
 			for i := 0; i+4096 <= got; i += 4096 {
 				if tt.load.isLive(b[i:]) {
-					live = append(live, place{name, off + int64(i)})
+					live = append(live, pagePlace{name, off + int64(i)})
 				}
-			}
-			if err != nil {
-				break // the end of the file
 			}
 		}
 		f.Close()
 	}
-	if len(live) == 0 {
-		return 0, fmt.Errorf("%s has no page that is known", m.name)
+	return live, nil
+}
+
+// flipPage flips a bit of a page, if the volume has it still.
+func (tt *torture) flipPage(p pagePlace, rng *rand.Rand) (flipped bool, err error) {
+	f, err := os.OpenFile(p.file, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
-	for range n {
-		p := live[rng.IntN(len(live))]
-		f, err := os.OpenFile(p.file, os.O_RDWR, 0)
-		if err != nil {
-			return 0, err
-		}
-		at := p.off + rng.Int64N(4096)
-		_, err = f.ReadAt(b[:1], at)
-		b[0] ^= 1 << rng.IntN(8)
-		if err == nil {
-			_, err = f.WriteAt(b[:1], at)
-		}
-		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-			return 0, err
-		}
+	if err != nil {
+		return false, err
 	}
-	return n, nil
+	defer f.Close()
+	var page [4096]byte
+	if _, err := f.ReadAt(page[:], p.off); err != nil {
+		return false, err
+	}
+	if !tt.load.isLive(page[:]) {
+		return false, nil
+	}
+	at := rng.IntN(len(page))
+	if _, err = f.WriteAt([]byte{page[at] ^ 1<<rng.IntN(8)}, p.off+int64(at)); err != nil {
+		return false, err
+	}
+	return true, f.Sync()
 }
 
 // isLive reports whether a page begins with what the volume has there.
