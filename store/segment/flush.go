@@ -175,7 +175,7 @@ func (st *Store) writeFrozen(f *frozen) ([]uint8, error) {
 	if t.err != nil {
 		return nil, t.err
 	}
-	if err := t.txn.Commit(); err != nil {
+	if err := st.index.db.commit(t.txn); err != nil {
 		return nil, err
 	}
 	for _, remember := range t.sums {

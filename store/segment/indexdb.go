@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -44,6 +45,12 @@ const (
 
 type indexDB struct {
 	db *badger.DB
+
+	// view is what the last commit left; buckets are read through it. A
+	// transaction that begins during a commit waits until that has ended, which
+	// takes as long as writing 20,000 buckets.
+	mu   sync.RWMutex // held for reading while view is read; a commit takes it only to change view
+	view *badger.Txn
 }
 
 // openIndexDB opens Badger, set to need little memory for an index (FACTS).
@@ -70,7 +77,7 @@ func openIndexDB(dir string, memtable int64, log badger.Logger) (*indexDB, error
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", errDoubt, err)
 	}
-	return &indexDB{db}, nil
+	return &indexDB{db: db, view: db.NewTransaction(false)}, nil
 }
 
 func emptyMemtable(dir string) bool {
@@ -78,7 +85,25 @@ func emptyMemtable(dir string) bool {
 	return len(names) > 0
 }
 
-func (x *indexDB) close() error { return x.db.Close() }
+func (x *indexDB) close() error {
+	x.view.Discard()
+	return x.db.Close()
+}
+
+// commit commits a flush. What the index expects of a bucket afterwards is what
+// commit left: a bucket that a flush writes is in memory until that has ended.
+func (x *indexDB) commit(txn *badger.Txn) error {
+	if err := txn.Commit(); err != nil {
+		return err
+	}
+	next := x.db.NewTransaction(false)
+	x.mu.Lock()
+	last := x.view
+	x.view = next
+	x.mu.Unlock()
+	last.Discard()
+	return nil
+}
 
 func bucketDBKey(k bucketKey) []byte {
 	p := make([]byte, 17)
@@ -134,22 +159,22 @@ func recordSum(key, value []byte) uint64 {
 // bucket reads a bucket of which the generation is known.
 func (x *indexDB) bucket(k bucketKey, gen uint8, pages *[bucketPages]desc) error {
 	key := bucketDBKey(k)
-	return x.db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get(key)
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	item, err := x.view.Get(key)
+	if err != nil {
+		return fmt.Errorf("%w: bucket %v of layer %v: %v", errDoubt, k.n, k.layer, err)
+	}
+	return item.Value(func(v []byte) error {
+		v, err := unseal(key, v)
 		if err != nil {
-			return fmt.Errorf("%w: bucket %v of layer %v: %v", errDoubt, k.n, k.layer, err)
-		}
-		return item.Value(func(v []byte) error {
-			v, err := unseal(key, v)
-			if err != nil {
-				return err
-			}
-			found, err := decodeBucket(v, pages)
-			if err == nil && found != gen {
-				err = fmt.Errorf("%w: bucket %v of layer %v has generation %d, expected %d", errDoubt, k.n, k.layer, found, gen)
-			}
 			return err
-		})
+		}
+		found, err := decodeBucket(v, pages)
+		if err == nil && found != gen {
+			err = fmt.Errorf("%w: bucket %v of layer %v has generation %d, expected %d", errDoubt, k.n, k.layer, found, gen)
+		}
+		return err
 	})
 }
 
