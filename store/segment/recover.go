@@ -35,11 +35,50 @@ func (st *Store) recover() error {
 	if err := st.resume(found, tail); err != nil {
 		return err
 	}
+	st.noteStrays()
 	if err := st.removeAside(); err != nil {
 		return err
 	}
 	st.logger.Debug("store recovered", "segments", len(st.segments.all()), "took", time.Since(start))
 	return nil
+}
+
+// noteStrays notes what stands behind the end of cold segments: copies that were
+// made when the store was killed, and that no index points to. A rebuild finds
+// them all the same, so what kills them is kept for as long as they are there (I8).
+// It reads one block of each such segment, and more only where something stands.
+func (st *Store) noteStrays() {
+	p := alignedBuffer(blockSize)
+	for _, g := range st.segments.all() {
+		end := g.used.Load()
+		if g.stream == hot || end >= st.segments.blocks {
+			continue
+		}
+		err := g.f.readAt(p, int64(end)*blockSize, false)
+		if h, ok := decodeBatchFixed(p, g.nonce, end, st.segments.blocks); err == nil && ok {
+			err = g.noteFrom(newWalk(g, st.segments.blocks, end, h.prev))
+		}
+		if err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errBlank) || errors.Is(err, store.ErrCorrupt) {
+			continue // a rebuild goes no further either
+		}
+		st.logger.Warn("what stands behind a segment's end cannot be read", "segment", g.num, "block", end, "error", err)
+		for _, l := range st.tables.allLayers() {
+			g.note(l.id, 0) // it may be anything
+		}
+	}
+}
+
+// noteFrom notes what w comes by, and returns what ended it.
+func (g *seg) noteFrom(w *walk) error {
+	for {
+		b, err := w.next()
+		if err != nil {
+			return err
+		}
+		for i := range b.recs {
+			g.note(b.recs[i].layer, b.recs[i].pos)
+		}
+	}
 }
 
 // scanned is what the directory has.
