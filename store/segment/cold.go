@@ -140,7 +140,7 @@ func (c *coldLog) room(st *Store, n uint32) error {
 		return err
 	}
 	r := newRequest()
-	r.essential = true
+	r.need = forSpace
 	if c.seg != nil {
 		r.add(c.extent())
 		c.seg.sealed.Store(true)

@@ -171,7 +171,7 @@ func (st *Store) recordFreed(dead []*seg) ([]*seg, error) {
 	st.flushMu.Lock()
 	defer st.flushMu.Unlock()
 	r := newRequest()
-	r.essential = true
+	r.need = forSpace
 	var free []*seg
 	for _, g := range dead {
 		// The segment in which the replay would begin stays.

@@ -81,7 +81,7 @@ func (st *Store) Attach(ctx context.Context, id store.VolumeID, e store.Epoch) (
 
 func (st *Store) recordFence(v *volume, e store.Epoch) error {
 	r := newRequest()
-	r.essential = true
+	r.need = forFacts
 	r.add(record{kind: recFence, layer: store.LayerID(v.id), version: store.Version(e)})
 	r.meta = func() {
 		v.pos.Store(uint64(r.recs[0].pos))
@@ -102,7 +102,7 @@ func (st *Store) Forget(ctx context.Context, id store.VolumeID) error {
 	v.session.end()
 	v.session = nil
 	r := newRequest()
-	r.essential = true
+	r.need = forFacts
 	r.add(record{kind: recForget, layer: store.LayerID(id)})
 	r.meta = func() {
 		v.durable.Store(0)

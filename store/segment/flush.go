@@ -319,7 +319,8 @@ func (ix *index) thaw(buckets []*bucket, gens []uint8) {
 	ix.dirtyCount.Add(-int64(len(buckets)))
 }
 
-// recordMarks logs the watermarks that were told since the last time.
+// recordMarks logs the watermarks that were told since the last time. Those for
+// which the log has no space wait until it has.
 func (st *Store) recordMarks() error {
 	var errs []error
 	for _, l := range st.tables.allLayers() {
@@ -327,9 +328,14 @@ func (st *Store) recordMarks() error {
 			continue
 		}
 		r := newRequest()
-		r.essential = true
+		r.need = forPages
 		r.add(record{kind: recStable, layer: l.id, version: store.Version(l.stable.Load()), page: l.settled.Load()})
-		errs = append(errs, st.commit(r))
+		err := st.commit(r)
+		if errors.Is(err, store.ErrNoSpace) {
+			l.marksChanged.Store(true)
+			continue
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

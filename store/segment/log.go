@@ -25,8 +25,7 @@ type request struct {
 	touched []touch
 	// meta changes the tables beside the index; nil where there is nothing.
 	meta func()
-	// essential requests may use the last blocks: what frees space, and facts.
-	essential bool
+	need need
 
 	pages, header uint32    // pages; bytes of records
 	ready         chan bool // true: lead the next batch; false: answered
@@ -47,6 +46,28 @@ func (r *request) add(rec record) {
 // blocks is what the request takes in a batch of its own.
 func (r *request) blocks() uint32 {
 	return (batchFixedSize+r.header+blockSize-1)/blockSize + r.pages
+}
+
+// A need decides how much of the log's last segment a request leaves to those of
+// greater need, where there is space for no other segment: what frees space takes
+// some of the log itself, and without that nothing could be freed any more.
+type need uint8
+
+const (
+	forData  need = iota
+	forPages      // holes and absences page by page, watermarks: many, and each frees little
+	forFacts      // fences and layers, without which nothing is trimmed; what is said of whole chunks
+	forSpace      // what frees segments; a start, and an end, of the store
+)
+
+// leaves returns how many of a segment's blocks the request leaves. Each time it
+// is half as many, and a lone request takes one: a start, or a segment that is
+// freed, has a thirty-second part.
+func (n need) leaves(blocks uint32) uint32 {
+	if n == forSpace {
+		return 0
+	}
+	return blocks / 8 >> n
 }
 
 // A logPoint is where the log goes on behind everything up to applied.
@@ -122,7 +143,7 @@ func (l *hotLog) commit(r *request) error {
 		return err
 	}
 	l.mu.Lock()
-	for l.broken == nil && l.queued+r.blocks() > l.room(r.essential, r.blocks()) {
+	for l.broken == nil && l.queued+r.blocks() > l.room(r.need, r.blocks()) {
 		if l.rotating {
 			l.supply.Wait() // the old segment is full, the next one not yet open
 			continue
@@ -157,15 +178,12 @@ func (l *hotLog) commit(r *request) error {
 }
 
 // room returns the blocks that queued requests may take: what is left of the
-// open segment and of the spares, less what segments end and begin with. need
+// open segment and of the spares, less what segments end and begin with. least
 // spares the look at the supply where the open segment has enough.
-func (l *hotLog) room(essential bool, need uint32) uint32 {
-	floor := l.segs.blocks / 16
-	if essential {
-		floor = 0
-	}
+func (l *hotLog) room(n need, least uint32) uint32 {
+	floor := n.leaves(l.segs.blocks)
 	left := l.segs.blocks - l.off
-	if left >= l.queued+need+floor {
+	if left >= l.queued+least+floor {
 		return left - floor
 	}
 	spares := l.segs.usable()

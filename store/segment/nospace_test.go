@@ -8,36 +8,47 @@ import (
 	"torus/store"
 )
 
+const fillRequest = 32 // pages
+
+// fill writes from windowEnd on until the store is full, and returns how many
+// requests of fillRequest pages it took.
+func (s *scribe) fill() int64 {
+	s.t.Helper()
+	s.h.sequence = 5000
+	for n := int64(0); n < 1000; n++ {
+		v, page := s.version(), windowEnd+n*fillRequest
+		err := s.r.Write(s.ctx, layerA, page*ps, s.bytes(page, fillRequest, value{kind: store.Data, version: v}), v, 0)
+		if errors.Is(err, store.ErrNoSpace) {
+			return n
+		}
+		if err != nil {
+			s.t.Fatalf("request %d: %v", n, err)
+		}
+	}
+	s.t.Fatal("the store does not get full")
+	return 0
+}
+
 // A full store refuses writes with nothing applied; reads, trims and collecting
 // go on, and with what trims give back writes work again.
 func TestFullStore(t *testing.T) {
 	m := newCrashMachine(t, 1)
 	m.capacity = 8 << 20
 	s := openScribe(t, m)
-	const request = 32
-	n, full := int64(0), error(nil)
-	for ; full == nil && n < 100; n++ {
-		p := s.bytes(windowEnd+n*request, request, value{kind: store.Data, version: store.NewVersion(2, uint64(n)+1000)})
-		full = s.r.Write(s.ctx, layerA, (windowEnd+n*request)*ps, p, store.NewVersion(2, uint64(n)+1000), 0)
-	}
-	n--
-	if !errors.Is(full, store.ErrNoSpace) {
-		t.Fatalf("request %d: %v", n, full)
-	}
-	if n < 8<<20/(request*ps)/2 {
-		t.Fatalf("full after %d requests of %d bytes", n, request*ps)
+	n := s.fill()
+	if n < m.capacity/(fillRequest*ps)/2 {
+		t.Fatalf("full after %d requests of %d bytes", n, fillRequest*ps)
 	}
 	stat, err := m.st.Stat(s.ctx)
 	m.ok(err)
 	if !stat.NoSpace || stat.Used > 8<<20 {
 		t.Fatalf("stat says %+v", stat)
 	}
-	s.h.sequence = 5000
 	read := func(from, to int64, written bool) {
 		t.Helper()
-		p, info := alignedBuffer(request*ps), make([]store.PageInfo, request)
+		p, info := alignedBuffer(fillRequest*ps), make([]store.PageInfo, fillRequest)
 		for i := from; i < to; i++ {
-			m.ok(s.r.Read(s.ctx, []store.LayerID{layerA}, (windowEnd+i*request)*ps, p, info))
+			m.ok(s.r.Read(s.ctx, []store.LayerID{layerA}, (windowEnd+i*fillRequest)*ps, p, info))
 			for _, in := range info {
 				if (in.Kind == store.Data) != written {
 					t.Fatalf("request %d: %+v, written %v", i, in, written)
@@ -49,13 +60,13 @@ func TestFullStore(t *testing.T) {
 	read(n, n+1, false) // nothing of what was refused
 	m.ok(s.r.Sync(s.ctx))
 	s.settle(layerA)
-	m.ok(s.r.Zero(s.ctx, layerA, windowEnd*ps, n/2*request*ps, s.version(), 0))
+	m.ok(s.r.Zero(s.ctx, layerA, windowEnd*ps, n/2*fillRequest*ps, s.version(), 0))
 	for deadline := time.Now().Add(10 * time.Second); ; {
 		m.st.segments.supplyAgain()
 		s.work()
 		m.ok(s.err)
 		v := s.version()
-		err := s.r.Write(s.ctx, layerA, (windowEnd+n*request)*ps, s.bytes(0, request, value{kind: store.Data, version: v}), v, 0)
+		err := s.r.Write(s.ctx, layerA, (windowEnd+n*fillRequest)*ps, s.bytes(0, fillRequest, value{kind: store.Data, version: v}), v, 0)
 		if err == nil {
 			break
 		}
@@ -64,6 +75,49 @@ func TestFullStore(t *testing.T) {
 		}
 	}
 	read(n/2, n+1, true)
+	m.ok(recount(s.ctx, m.st))
+}
+
+// Trims of single pages and watermarks, then fences, may be many: on a full store
+// each leaves the log what the next needs, and all of them what collecting does.
+func TestFullStoreLeavesLog(t *testing.T) {
+	m := newCrashMachine(t, 1)
+	m.capacity = 8 << 20
+	s := openScribe(t, m)
+	s.fill()
+	refused := func(what string, f func(i int64) error) {
+		t.Helper()
+		var err error
+		for i := int64(0); err == nil && i < 1000; i++ {
+			err = f(i)
+		}
+		if !errors.Is(err, store.ErrNoSpace) {
+			t.Fatalf("%s on a full store: %v", what, err)
+		}
+	}
+	refused("trims of pages", func(i int64) error {
+		return s.r.Zero(s.ctx, layerA, (windowEnd+2*i)*ps, ps, s.version(), 0)
+	})
+	for range 100 {
+		s.settle(layerA) // nobody waits for those
+	}
+	m.ok(s.err)
+	s.attach(3)
+	s.zero(layerA, store.PagesPerChunk, 2*store.PagesPerChunk)
+	m.ok(s.err)
+	refused("fences", func(i int64) error {
+		s.attach(store.Epoch(4 + i))
+		return s.err
+	})
+	s.err = nil
+	m.end(killed)
+	m.ok(m.open())
+	s = &scribe{t: t, ctx: s.ctx, h: s.h, st: m.st}
+	s.work()
+	m.ok(s.err)
+	s.attach(100)
+	s.write(layerA, windowFirst, 20)
+	m.ok(s.err)
 	m.ok(recount(s.ctx, m.st))
 }
 

@@ -53,7 +53,9 @@ func (st *Store) changePages(c *pageChange) error {
 	if err := st.claimPages(r, c); err != nil || len(r.touched) == 0 {
 		return err
 	}
-	r.essential = c.kind != store.Data
+	if c.kind != store.Data {
+		r.need = forPages
+	}
 	return st.commit(r)
 }
 

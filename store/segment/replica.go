@@ -78,7 +78,7 @@ func (st *Store) create(id, parent store.LayerID) error {
 		return st.log.sync() // it may have been created a moment ago
 	}
 	req := newRequest()
-	req.essential = true
+	req.need = forFacts
 	req.add(record{kind: recCreate, layer: id, page: uint64(parent)})
 	req.meta = func() {
 		l.mu.Lock()
@@ -298,7 +298,7 @@ func (st *Store) changeExisting(c *pageChange, first, end uint32) error {
 // is held for writing.
 func (st *Store) recordWide(c *pageChange, first, end uint32) error {
 	r := newRequest()
-	r.essential = true
+	r.need = forFacts
 	r.add(record{kind: recWide, flags: uint8(c.kind), layer: c.layer.id, page: uint64(first), count: end - first,
 		version: c.version, extra: uint64(c.below)})
 	r.meta = func() { st.applyWide(c.layer, &r.recs[0]) }
@@ -359,7 +359,7 @@ func (st *Store) Drop(ctx context.Context, id store.LayerID, chunks store.Chunks
 	l := st.lockLayer(id)
 	defer l.exclusive.Unlock()
 	r := newRequest()
-	r.essential = true
+	r.need = forFacts
 	r.add(record{kind: recWide, flags: uint8(store.Absent), layer: id, page: uint64(chunks.First), count: chunks.End - chunks.First,
 		extra: uint64(anyVersion)})
 	r.meta = func() {

@@ -293,7 +293,7 @@ func (st *Store) sealClean() error {
 		return err
 	}
 	r := newRequest()
-	r.essential = true
+	r.need = forSpace
 	r.add(record{kind: recClean})
 	return st.commitDurable(r)
 }

@@ -269,7 +269,7 @@ func (st *Store) found() error {
 // from those of batches that an earlier process wrote behind a torn one.
 func (st *Store) beginSession() error {
 	r := newRequest()
-	r.essential = true
+	r.need = forSpace
 	r.add(record{kind: recSession, layer: store.LayerID(random64())})
 	return st.commitDurable(r)
 }
