@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 	"time"
@@ -119,6 +120,44 @@ func TestFullStoreLeavesLog(t *testing.T) {
 	s.write(layerA, windowFirst, 20)
 	m.ok(s.err)
 	m.ok(recount(s.ctx, m.st))
+}
+
+// A store whose log has not one block left starts, reads and closes.
+func TestStartOnFullLog(t *testing.T) {
+	m := newCrashMachine(t, 1)
+	m.capacity = 8 << 20
+	s := openScribe(t, m)
+	s.write(layerA, windowFirst, 20)
+	want := s.bytes(windowFirst, 20, s.h.page(layerA, windowFirst).now)
+	read := func() {
+		t.Helper()
+		got := alignedBuffer(20 * ps)
+		m.ok(m.st.ReadSealed(s.ctx, []store.LayerID{layerA}, windowFirst*ps, got))
+		if !bytes.Equal(got, want) {
+			t.Error("a page has other bytes")
+		}
+	}
+	s.fill()
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		r := newRequest()
+		r.need = forSpace
+		r.add(record{kind: recClean})
+		err = m.st.commitDurable(r)
+	}
+	if !errors.Is(err, store.ErrNoSpace) {
+		t.Fatalf("filling the log: %v", err)
+	}
+	for range 2 {
+		m.end(killed)
+		m.ok(m.open())
+		read()
+	}
+	st := m.st
+	m.st = nil
+	m.ok(st.Close())
+	m.ok(m.open())
+	read()
 }
 
 func TestBallastTarget(t *testing.T) {

@@ -287,7 +287,8 @@ func (st *Store) Close() error {
 }
 
 // sealClean ends the log with a record that names all before it as synced, so
-// that damage to the last batches is not taken for a torn tail.
+// that damage to the last batches is not taken for a torn tail; on a full disk
+// there may be no block for it.
 func (st *Store) sealClean() error {
 	if err := st.log.sync(); err != nil {
 		return err
@@ -295,7 +296,10 @@ func (st *Store) sealClean() error {
 	r := newRequest()
 	r.need = forSpace
 	r.add(record{kind: recClean})
-	return st.commitDurable(r)
+	if err := st.commitDurable(r); !errors.Is(err, store.ErrNoSpace) {
+		return err
+	}
+	return nil
 }
 
 // shut closes what is open, in reverse.

@@ -266,12 +266,17 @@ func (st *Store) found() error {
 }
 
 // beginSession logs a random number, so that the checksums that follow differ
-// from those of batches that an earlier process wrote behind a torn one.
+// from those of batches that an earlier process wrote behind a torn one. Where
+// the open segment has no block left none is needed: the next segment has a
+// nonce of its own.
 func (st *Store) beginSession() error {
 	r := newRequest()
 	r.need = forSpace
 	r.add(record{kind: recSession, layer: store.LayerID(random64())})
-	return st.commitDurable(r)
+	if err := st.commitDurable(r); !errors.Is(err, store.ErrNoSpace) {
+		return err
+	}
+	return nil
 }
 
 // replay enters one batch of the tail.
