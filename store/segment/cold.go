@@ -101,6 +101,7 @@ func (c *coldLog) write(st *Store) error {
 		return err
 	}
 	c.seg.used.Store(c.off + h.blocks()) // a snapshot says that these are there
+	c.seg.headers.Add(h.headerBlocks())
 	first := c.off + h.headerBlocks()
 	for i := range c.recs {
 		c.seg.note(c.recs[i].layer, c.recs[i].pos)

@@ -16,7 +16,8 @@ const (
 	restAfter = time.Second
 
 	punchRun   = 64 << 10 / blockSize // shorter dead runs are not worth a call
-	minGarbage = 64                   // blocks; less is not worth a copy
+	minGarbage = 64                   // blocks; less is not worth a copy,
+	leastShare = 1.0 / 16             // nor is a smaller share of the segment
 )
 
 // collector remembers between rounds; it belongs to the background goroutine.
@@ -117,20 +118,29 @@ func (st *Store) limit(rest bool) float64 {
 // taken returns the blocks of a sealed segment that lie on disk.
 func (g *seg) taken() uint32 { return g.used.Load() - g.punched.Load() }
 
-// chooseVictim returns the sealed segment with the least live share, if all of
-// them take more than ratio times what is live; nil otherwise.
+// garbage returns how many blocks less the segment would take if what lives in
+// it were copied. Copies have headers too: those of a cold segment are what they
+// were, and else at most one block for 32 pages.
+func (g *seg) garbage() int64 {
+	live := int64(g.live.Load())
+	return int64(g.taken()) - live - max(live/32, int64(g.headers.Load()))
+}
+
+// chooseVictim returns the sealed segment of which the largest share is garbage,
+// if all of them take more than ratio times what is live; nil otherwise, or
+// where nothing is worth a copy.
 func chooseVictim(all map[segNum]*seg, ratio float64) *seg {
 	var taken, live int64
 	var victim *seg
-	least := 1.0
+	most := leastShare
 	for _, g := range all {
 		if !g.sealed.Load() || g.damaged.Load() {
 			continue
 		}
-		t, l := int64(g.taken()), int64(g.live.Load())
-		taken, live = taken+t, live+l
-		if share := float64(l) / float64(t); share < least && t-l >= minGarbage {
-			least, victim = share, g
+		t, n := int64(g.taken()), g.garbage()
+		taken, live = taken+t, live+int64(g.live.Load())
+		if share := float64(n) / float64(t); share > most && n >= minGarbage {
+			most, victim = share, g
 		}
 	}
 	if float64(taken) <= ratio*float64(live) {

@@ -29,6 +29,8 @@ type seg struct {
 	used atomic.Uint32
 	// live counts the pages, tombs the holes and absences by page, that the index places here.
 	live, tombs atomic.Int32
+	// headers counts the blocks of headers that the collector wrote here in this life.
+	headers atomic.Uint32
 	// punched counts the pages given back to the file system.
 	punched atomic.Uint32
 	sealed  atomic.Bool
