@@ -26,7 +26,8 @@ type collector struct {
 	lastLog  int64 // requests of clients when last looked at
 	restedAt time.Time
 	paced    time.Time // end of the last pause
-	requests int64     // of clients, then
+	requests int64     // of clients, when last counted
+	asked    time.Time // when there were others than before
 	tended   time.Time // when tend last looked around
 }
 
@@ -57,7 +58,7 @@ func (st *Store) collect(now time.Time) (more bool, err error) {
 	if victim == nil {
 		return false, nil
 	}
-	st.collector.paced, st.collector.requests = time.Now(), st.requests()
+	st.collector.paced = time.Now()
 	if err := st.evacuate(victim); err != nil {
 		return false, err
 	}
@@ -70,27 +71,34 @@ func (st *Store) requests() int64 {
 }
 
 // yieldFactor is how many times as long as it worked the collector then leaves
-// the disk to clients, if there are any; it works for paceUnit at a time.
+// the disk to clients, if there are any; it works for paceUnit at a time. A client
+// that waits for each of its requests asks seldom while the disk is busy: it is
+// still there if it asked within askedLately.
 const (
 	yieldFactor = 3
 	paceUnit    = 2 * time.Millisecond
+	askedLately = 100 * time.Millisecond
 )
 
 // pace is called after each small piece of work. Where nobody asks
-// for anything, or space has run out, the collector goes on at once.
+// for anything, or space has run out, the collector goes on at once; it waits
+// the less, the less space is left.
 func (st *Store) pace() {
-	c := &st.collector
-	worked, requests := time.Since(c.paced), st.requests()
+	c, now := &st.collector, time.Now()
+	if n := st.requests(); n != c.requests {
+		c.requests, c.asked = n, now
+	}
+	worked := now.Sub(c.paced)
 	if worked < paceUnit {
 		return
 	}
-	if requests > c.requests+1 && st.segments.exhausted() == nil {
+	if pause := time.Duration(float64(worked*yieldFactor) * st.segments.ease()); pause > 0 && now.Sub(c.asked) < askedLately {
 		select {
 		case <-st.stop:
-		case <-time.After(worked * yieldFactor):
+		case <-time.After(pause):
 		}
 	}
-	c.paced, c.requests = time.Now(), st.requests()
+	c.paced = time.Now()
 }
 
 // tend is called after each small piece of work too: evacuating a segment takes
@@ -105,14 +113,17 @@ func (st *Store) tend() error {
 	return st.segments.ballast.adjust()
 }
 
+// limit lets less be taken, the less space is left: clients are not to be
+// refused for garbage.
 func (st *Store) limit(rest bool) float64 {
+	ease := st.segments.ease()
 	switch {
-	case st.segments.exhausted() != nil:
+	case ease == 0:
 		return 1
 	case rest:
 		return restRatio
 	}
-	return busyRatio
+	return restRatio + (busyRatio-restRatio)*ease
 }
 
 // taken returns the blocks of a sealed segment that lie on disk.

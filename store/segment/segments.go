@@ -536,3 +536,18 @@ func (s *segments) available() int64 {
 	}
 	return s.usedBytes() + max(free-s.ballast.headroom(), 0)
 }
+
+// easeSegments is how many segments the hot log has to have before it for the
+// collector to take its time; it is an eighth of all where these are fewer.
+const easeSegments = 8
+
+// ease returns how much of that there is: from 1 down to 0, with which no
+// further segment is to be had.
+func (s *segments) ease() float64 {
+	if s.exhausted() != nil {
+		return 0
+	}
+	all := s.available()
+	left := all - s.usedBytes() + int64(s.usable())*s.size()
+	return min(1, max(0, float64(left)/float64(min(easeSegments*s.size(), all/8))))
+}
