@@ -34,3 +34,31 @@ func TestSupplyAmidEvacuation(t *testing.T) {
 		t.Errorf("after it: %v", err)
 	}
 }
+
+// The file of a freed segment takes all of its space again when it becomes a
+// spare, what was punched out of it too: not beyond the capacity.
+func TestRecyclingKeepsToCapacity(t *testing.T) {
+	m := newCrashMachine(t, 1)
+	m.capacity = 8 << 20
+	s := openScribe(t, m)
+	s.fill()
+	segs := m.st.segments
+	var g *seg
+	for _, g = range segs.all() {
+		if g.sealed.Load() {
+			break
+		}
+	}
+	most := int64(g.used.Load()) * 3 / 4
+	m.ok(g.f.punch(blockSize, most*blockSize))
+	m.ok(g.measure())
+	segs.mu.Lock()
+	segs.capacity = segs.usedLocked() // what was given back is in use elsewhere
+	segs.mu.Unlock()
+	segs.drop(g.num)
+	m.ok(segs.recycle(g))
+	segs.removals.Wait()
+	if used := segs.usedBytes(); used > segs.capacity {
+		t.Errorf("%d bytes are used, of %d", used, segs.capacity)
+	}
+}

@@ -275,10 +275,11 @@ var zeroBlock = alignedBuffer(blockSize)
 const keepSpares = 4
 
 // recycle makes the file of a freed segment a spare, or removes it if there
-// are enough.
+// are enough, or if with what was punched out of it the file takes too much.
 func (s *segments) recycle(g *seg) error {
 	s.mu.Lock()
-	keep := len(s.spares) < max(s.need(), keepSpares) && !s.closed
+	keep := len(s.spares) < max(s.need(), keepSpares) && !s.closed &&
+		(s.capacity == 0 || s.usedLocked()+s.size() <= s.capacity)
 	n := s.next
 	if keep {
 		s.next++
