@@ -212,3 +212,32 @@ func punchDuringWrites(t *testing.T, seed uint64) {
 		t.Fatalf("seed %d: %v", seed, err)
 	}
 }
+
+// A start begins another cold segment: of the one before it, the space that was
+// not used yet is given back.
+func TestStartsTakeNoSpace(t *testing.T) {
+	m := newCrashMachine(t, 1)
+	s := openScribe(t, m)
+	const lives, kept = 12, 10 // pages that each life keeps
+	for i := range int64(lives) {
+		g := m.st.log.cur
+		s.write(layerA, windowEnd+i*kept, kept)
+		for m.st.log.cur == g && s.err == nil {
+			s.write(layerA, windowFirst+100, 20)
+		}
+		m.ok(s.err)
+		m.ok(m.st.flush())
+		m.ok(m.st.evacuate(g))
+		s.work()
+		m.end(killed)
+		m.ok(m.open())
+		s = &scribe{t: t, ctx: s.ctx, h: s.h, st: m.st}
+		s.attach(store.Epoch(3 + i))
+	}
+	m.ok(s.err)
+	m.ok(s.h.check(s.ctx, m.st, killed))
+	// Hot, cold, spares; and header, copies and their headers of each life.
+	if n, most := segmentBytes(t, m.dir), 5*m.st.segments.size()+lives*(kept+punchRun+4)*ps; n > most {
+		t.Errorf("after %d starts the segments take %d bytes on disk, want at most %d", lives, n, most)
+	}
+}

@@ -47,6 +47,7 @@ func (st *Store) recover() error {
 // made when the store was killed, and that no index points to. A rebuild finds
 // them all the same, so what kills them is kept for as long as they are there (I8).
 // It reads one block of each such segment, and more only where something stands.
+// The rest is given back: a cold segment is not written any more after a start.
 func (st *Store) noteStrays() {
 	p := alignedBuffer(blockSize)
 	for _, g := range st.segments.all() {
@@ -56,12 +57,16 @@ func (st *Store) noteStrays() {
 		}
 		err := g.f.readAt(p, int64(end)*blockSize, false)
 		if h, ok := decodeBatchFixed(p, g.nonce, end, st.segments.blocks); err == nil && ok {
-			err = g.noteFrom(newWalk(g, st.segments.blocks, end, h.prev))
+			w := newWalk(g, st.segments.blocks, end, h.prev)
+			err, end = g.noteFrom(w), w.block
+		}
+		if err == nil || errors.Is(err, errBlank) {
+			err = g.cutTail(end, st.segments.blocks)
 		}
 		if err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errBlank) || errors.Is(err, store.ErrCorrupt) {
 			continue // a rebuild goes no further either
 		}
-		st.logger.Warn("what stands behind a segment's end cannot be read", "segment", g.num, "block", end, "error", err)
+		st.logger.Warn("what stands behind a segment's end is not known", "segment", g.num, "block", end, "error", err)
 		for _, l := range st.tables.allLayers() {
 			g.note(l.id, 0) // it may be anything
 		}
@@ -79,6 +84,15 @@ func (g *seg) noteFrom(w *walk) error {
 			g.note(b.recs[i].layer, b.recs[i].pos)
 		}
 	}
+}
+
+// cutTail gives back the blocks from end on, where nothing stands.
+func (g *seg) cutTail(end, blocks uint32) error {
+	n, err := g.f.allocated()
+	if err != nil || n/blockSize < int64(end)+punchRun || end >= blocks {
+		return err
+	}
+	return g.f.punch(int64(end)*blockSize, int64(blocks-end)*blockSize)
 }
 
 // scanned is what the directory has.
