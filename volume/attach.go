@@ -39,9 +39,11 @@ type attaching struct {
 
 	mu     sync.Mutex            // guards what follows
 	failed map[ring.NodeID]error // of the round under way, or of the last one
-	// late are the members of a round of which some Adopt was not answered. It may
-	// still arrive, and no fence of the same epoch waits for it.
+	// late are the members of the last round in which some Adopt was not answered.
+	// It may still arrive, and no fence of the same epoch waits for it.
 	late map[ring.NodeID]Copy
+	// lateFrom are the sets of members of which each has what one of these brings.
+	lateFrom [][]ring.NodeID
 }
 
 // attach makes the copies ready to serve, and has the records say so. Where a
@@ -284,13 +286,23 @@ func (a *attaching) choose(all []*member, errs []error, leave bool) ([]*member, 
 }
 
 // sameAsBefore returns ErrAgain where an Adopt of an earlier round may still
-// arrive, and the members of that round are not all there as they were: what it
-// brings came from one of them, and may be what none of these has.
+// arrive, and bring what is not what this round brings to all: as none of those
+// that had it is there as it was, or as a member that was not there then may have
+// a higher version. The node that did not answer need not be there: it would be
+// lost again under each new epoch.
 func (a *attaching) sameAsBefore(members []*member) error {
+	if a.late == nil {
+		return nil
+	}
 	now := copiesOf(members)
-	for id, c := range a.late {
-		if now[id] != c {
-			return fmt.Errorf("%w: node %v was lost while copies were brought to one value", ErrAgain, id)
+	for id, c := range now {
+		if a.late[id] != c {
+			return fmt.Errorf("%w: node %v came while copies were brought to one value", ErrAgain, id)
+		}
+	}
+	for _, from := range a.lateFrom {
+		if !slices.ContainsFunc(from, func(id ring.NodeID) bool { _, is := now[id]; return is }) {
+			return fmt.Errorf("%w: nodes %v were lost while copies were brought to one value", ErrAgain, from)
 		}
 	}
 	return nil
@@ -316,8 +328,8 @@ func (a *attaching) reconcile(ctx context.Context, members []*member) error {
 		a.v.adopted.Store(true)
 	}
 	a.found.UnflushedGone = a.found.UnflushedGone || gone || r.gone.Load()
-	if r.late.Load() {
-		a.late = copiesOf(members)
+	if len(r.late) > 0 {
+		a.late, a.lateFrom = copiesOf(members), append(a.lateFrom, r.late...)
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"torus/ring"
+	"torus/store"
 )
 
 // TestAttachWithoutNode: a node that no chunk needs is waited for as long as it
@@ -85,32 +86,93 @@ func TestAttachWaitsForNeeded(t *testing.T) {
 }
 
 // TestAttachAgainAfterAdopt: where an Adopt may still arrive, and the node is lost
-// that it came from, only a new epoch keeps it out.
+// that it came from, only a new epoch keeps it out. A node that answers all but
+// Adopts is left out, or no epoch would do.
 func TestAttachAgainAfterAdopt(t *testing.T) {
 	for _, test := range []struct {
-		fault string
-		again bool
+		fault, peer string // of node 3, which lacks pages, and of node 1, which has them
+		lost        ring.NodeID
+		again       bool
 	}{
-		{"adopts fail with unreachable", true},
-		{"adopts fail with failed", false}, // it answered
-		{"unstables fail with unreachable", false},
+		{"adopts fail with unreachable", "", 3, false},
+		{"adopts hang", "", 3, false},
+		{"adopts fail with unreachable once", "attaches fail with unreachable after 1", 1, true},
+		{"adopts fail with failed once", "attaches fail with unreachable after 1", 1, false}, // it answered
+		{"unstables fail with unreachable", "", 3, false},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			c := newNodes(3, 3, nil)
 			o := unequal(t, c)
 			f := faulty(c)
-			o.Stores = c.options(2, 1<<20).Stores
+			for i, s := range c.stores {
+				c.stores[i] = answersInTime{s}
+				o.Stores[ring.NodeID(i+1)] = c.stores[i]
+			}
 			inject(f[2], test.fault)
-			v, err := Open(context.Background(), o)
+			if test.peer != "" {
+				inject(f[0], test.peer)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			v, err := Open(ctx, o)
 			if errors.Is(err, ErrAgain) != test.again || !test.again && err != nil {
-				t.Errorf("%s: %v", test.fault, err)
+				t.Errorf("%s, %s: %v", test.fault, test.peer, err)
 			}
 			if err == nil {
-				if c.stale[3] == nil {
-					t.Errorf("%s: recorded %v", test.fault, c.stale)
+				if c.stale[test.lost] == nil || len(c.stale) != 1 {
+					t.Errorf("%s, %s: recorded %v", test.fault, test.peer, c.stale)
 				}
+				f[2].Clear()
 				v.Close()
 			}
 		})
+	}
+}
+
+// answersInTime gives up on an Adopt after a while, as a store on another node does.
+type answersInTime struct{ store.Store }
+
+func (s answersInTime) Attach(ctx context.Context, vol store.VolumeID, e store.Epoch) (store.Replica, error) {
+	r, err := s.Store.Attach(ctx, vol, e)
+	return adoptsInTime{r}, err
+}
+
+type adoptsInTime struct{ store.Replica }
+
+func (r adoptsInTime) Adopt(ctx context.Context, layer store.LayerID, e store.Extent, p []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	err := r.Replica.Adopt(ctx, layer, e, p)
+	if ctx.Err() != nil {
+		return store.ErrUnreachable
+	}
+	return err
+}
+
+// TestSameAsBefore: what a late Adopt brings must be what the members bring to
+// all, so it is on one of them still, and nobody came who may have more.
+func TestSameAsBefore(t *testing.T) {
+	is := func(id ring.NodeID, i store.Incarnation) *member {
+		return &member{node: &node{id: id}, attempt: &attempt{copy: Copy{Incarnation: i}}}
+	}
+	a := &attaching{late: map[ring.NodeID]Copy{1: {Incarnation: 1}, 2: {Incarnation: 1}, 3: {Incarnation: 1}}, lateFrom: [][]ring.NodeID{{1, 2}, {2}}}
+	for _, test := range []struct {
+		name  string
+		now   []*member
+		again bool
+	}{
+		{"the same", []*member{is(1, 1), is(2, 1), is(3, 1)}, false},
+		{"without who did not answer", []*member{is(1, 1), is(2, 1)}, false},
+		{"one that had all is left", []*member{is(2, 1)}, false},
+		{"nobody is left that had the second", []*member{is(1, 1), is(3, 1)}, true},
+		{"one was started anew", []*member{is(1, 1), is(2, 2), is(3, 1)}, true},
+		{"one came", []*member{is(1, 1), is(2, 1), is(4, 1)}, true},
+	} {
+		if err := a.sameAsBefore(test.now); errors.Is(err, ErrAgain) != test.again {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+	if err := new(attaching).sameAsBefore([]*member{is(1, 1)}); err != nil {
+		t.Errorf("nothing is late: %v", err)
 	}
 }

@@ -37,7 +37,9 @@ type reconcile struct {
 
 	repaired atomic.Int64 // bytes brought to copies
 	gone     atomic.Bool  // Found.UnflushedGone, for a corrupt page
-	late     atomic.Bool  // some Adopt was not answered: it may arrive yet
+
+	mu   sync.Mutex      // guards late
+	late [][]ring.NodeID // who has what an Adopt brings that was not answered: it may arrive yet
 }
 
 // difference is a run of pages that not all copies have alike.
@@ -165,7 +167,7 @@ func (b *pieceBuffer) of(n int64) ([]byte, []store.PageInfo) {
 // as it is: it is an error when it is read, and no other page's (I9).
 func (r *reconcile) repair(ctx context.Context, d difference, b *pieceBuffer) error {
 	if d.Kind != store.Data {
-		return r.adopt(ctx, d.Extent, nil, d.lack)
+		return r.adopt(ctx, d.Extent, nil, d.have, d.lack)
 	}
 	p, _ := b.of(d.N)
 	corrupt := 0
@@ -173,7 +175,7 @@ func (r *reconcile) repair(ctx context.Context, d difference, b *pieceBuffer) er
 		err := r.read(ctx, m, d.Extent, b)
 		switch {
 		case err == nil:
-			return r.adopt(ctx, d.Extent, p, append(d.have[:corrupt:corrupt], d.lack...))
+			return r.adopt(ctx, d.Extent, p, []*member{m}, append(d.have[:corrupt:corrupt], d.lack...))
 		case !errors.Is(err, store.ErrCorrupt):
 			return err
 		}
@@ -208,19 +210,30 @@ func (r *reconcile) read(ctx context.Context, m *member, e store.Extent, b *piec
 	return nil
 }
 
-// adopt brings e to the members named.
-func (r *reconcile) adopt(ctx context.Context, e store.Extent, p []byte, to []*member) error {
+// adopt brings e, which the members from have, to others.
+func (r *reconcile) adopt(ctx context.Context, e store.Extent, p []byte, from, to []*member) error {
 	errs := make([]error, len(to))
 	parallel(len(to), maxCalls, func(i int) {
 		if err := to[i].replica.Adopt(ctx, r.v.chain[0], e, p); err != nil {
 			if !answered(err) {
-				r.late.Store(true)
+				r.mayCome(from)
 			}
 			errs[i] = r.a.blame(to[i].id, err)
 		}
 	})
 	r.repaired.Add(e.N * int64(len(to)))
 	return errors.Join(errs...)
+}
+
+// mayCome notes an Adopt that was not answered, of what the members from have.
+func (r *reconcile) mayCome(from []*member) {
+	ids := make([]ring.NodeID, len(from))
+	for i, m := range from {
+		ids[i] = m.id
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.late = append(r.late, ids)
 }
 
 // answered reports whether an error is a node's own answer: the request is over.
@@ -269,5 +282,5 @@ func (r *reconcile) salvage(ctx context.Context, d difference, b *pieceBuffer) e
 	if e.Kind != store.Data {
 		p = nil
 	}
-	return r.adopt(ctx, e, p, copies)
+	return r.adopt(ctx, e, p, copies[take:take+1], copies)
 }
