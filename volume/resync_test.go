@@ -400,3 +400,58 @@ func TestCloseWhileCatching(t *testing.T) {
 		}
 	})
 }
+
+// TestPauses: a node that fails when it is caught up with is tried ever more
+// seldom, until it has lasted for a minute; one that does not answer at all is
+// called on every 5 s, and one that is said to be there soon.
+func TestPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newNodes(3, 3, nil)
+		f := faulty(c)
+		o := c.options(1, 1<<20)
+		var calls []time.Time
+		o.Dial = func(_ context.Context, id ring.NodeID) (store.Store, error) {
+			if id == 3 {
+				calls = append(calls, time.Now())
+			}
+			return c.stores[id-1], nil
+		}
+		v, err := Open(context.Background(), o)
+		must(t, err)
+		defer v.Close()
+		pauses := func(what string, then func(), want ...time.Duration) {
+			t.Helper()
+			goesAway(t, v, 3)
+			last := time.Now()
+			calls = nil
+			if then != nil {
+				then()
+			}
+			sum := time.Duration(0)
+			for _, d := range want {
+				sum += d
+			}
+			time.Sleep(sum)
+			synctest.Wait()
+			for i, d := range want {
+				if len(calls) <= i || calls[i].Sub(last) != d {
+					t.Fatalf("%s: called at %v, want pauses of %v", what, calls, want)
+				}
+				last = calls[i]
+			}
+			if len(calls) != len(want) {
+				t.Fatalf("%s: called %d times, want pauses of %v", what, len(calls), want)
+			}
+			f[2].Clear()
+			joins(t, v)
+		}
+		const s = time.Second
+		fails := func(text string) func() { return func() { inject(f[2], text) } }
+		pauses("no answer", fails("attaches fail with unreachable"), s/2, s, 2*s, 4*s, 5*s, 5*s)
+		pauses("it is there", func() { v.Wake(3) }, s)
+		pauses("caught up with in vain", fails("syncs fail with unreachable"), s/2, s, 2*s, 4*s, 8*s, 16*s, 30*s, 30*s)
+		pauses("it fails at once", nil, 30*s)
+		time.Sleep(lasting)
+		pauses("it lasted", fails("syncs fail with unreachable"), s/2, s)
+	})
+}

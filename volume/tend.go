@@ -25,9 +25,10 @@ const (
 
 	firstProbe, maxProbe = 250 * time.Millisecond, 5 * time.Second // pauses between probes of a failing node
 	firstCall, maxCall   = 500 * time.Millisecond, 5 * time.Second // between calls on a node that is away
-	// A node that was caught up with and failed again held up writes: the pauses
-	// before the next time grow, until one lasted.
-	firstAgain, maxAgain = time.Second, time.Minute
+	// A node that was caught up with and failed again held up writes, for up to 3 s:
+	// the pauses before the next time grow, until one lasted. They end well within
+	// the minute in which a node that works again is to be in sync.
+	firstAgain, maxAgain = time.Second, 30 * time.Second
 	lasting              = time.Minute
 )
 
