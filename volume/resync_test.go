@@ -334,6 +334,29 @@ func TestLetGo(t *testing.T) {
 	}
 }
 
+// TestLetGoForAWhile: a node that said that it stops answers for as long as that
+// takes it. It is not brought back meanwhile, or requests would wait for it after
+// all; but it is when it does not stop.
+func TestLetGoForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newNodes(2, 2, nil)
+		v, err := Open(context.Background(), c.options(1, 1<<20))
+		must(t, err)
+		defer v.Close()
+		v.LetGo(2)
+		synctest.Wait()
+		write(t, v, []byte("x"), 0)
+		time.Sleep(stopsFor - time.Second)
+		if s := stateOf(v, 2); s != away {
+			t.Errorf("it is %v, want away", s)
+		}
+		time.Sleep(2 * time.Second)
+		if s := stateOf(v, 2); s != inSync {
+			t.Errorf("later it is %v, want in sync", s)
+		}
+	})
+}
+
 // TestLateClear: while it is not known whether a node's record is gone, the node
 // is waited for and not read; if it fails then, it does not go back without a new
 // record, though the old one was deleted late (4/39330).

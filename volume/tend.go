@@ -25,6 +25,7 @@ const (
 
 	firstProbe, maxProbe = 250 * time.Millisecond, 5 * time.Second // pauses between probes of a failing node
 	firstCall, maxCall   = 500 * time.Millisecond, 5 * time.Second // between calls on a node that is away
+	stopsFor             = 15 * time.Second                        // until a node is called on that said that it stops, unless it is said to be there again
 	// A node that was caught up with and failed again held up writes, for up to 3 s:
 	// the pauses before the next time grow, until one lasted. They end well within
 	// the minute in which a node that works again is to be in sync.
@@ -283,6 +284,10 @@ func (v *Volume) LetGo(id ring.NodeID) {
 			v.turn(n, inSync, w.at)
 			return
 		}
+		select {
+		case <-n.wake: // of before
+		default:
+		}
 		n.planned, n.recording, n.why, n.when = true, true, errStops, time.Now()
 		n.since = map[store.LayerID]store.Version{v.chain[0]: v.durable()}
 		v.startTender(n)
@@ -312,6 +317,11 @@ func (v *Volume) bringBack(n *node) {
 		n.again, n.joined = 0, time.Time{}
 	}
 	call := firstCall
+	v.copies.mu.Lock()
+	if n.planned {
+		n.planned, call = false, stopsFor
+	}
+	v.copies.mu.Unlock()
 	for n.view.Load().state == away {
 		if woken, err := v.rest(n, max(call, n.again)); err != nil {
 			return
@@ -536,9 +546,6 @@ func (v *Volume) joined(n *node, at *attempt) error {
 	if !v.moves(n, at, pending, inSync) {
 		return errLeft
 	}
-	v.copies.mu.Lock()
-	n.planned = false
-	v.copies.mu.Unlock()
 	v.log.Info("a copy is in sync again", "volume", v.id, "node", n.id, "bytes", n.progress.done.Load())
 	if err := at.replica.Stable(at.ctx, v.chain[0], v.durable(), 0); err != nil {
 		v.log.Warn("stable mark not told", "volume", v.id, "node", n.id, "err", err)
