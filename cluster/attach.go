@@ -82,7 +82,7 @@ func (a *Attachment) take(ctx context.Context, t *tx, name string, o AttachOptio
 		return nil // done by a run before, whose outcome was unknown, and as that run left a
 	}
 	if holder != nil && !o.Force && (o.Dead == nil || !o.Dead(holder.Holder)) {
-		return &BusyError{Volume: name, Holder: holder.Holder, Epoch: holder.Epoch}
+		return &BusyError{Volume: name, Holder: holder.Holder, Purpose: holder.Purpose, Epoch: holder.Epoch}
 	}
 	l, err := t.lineage(ctx, v.Lineage)
 	if err != nil {

@@ -31,6 +31,10 @@ import (
 //	/torus/scrubs/VOLUME       1       asked, answered, and how the newest is
 //	/torus/losses/VOLUME       1       epoch, at
 //	/torus/scrub-every         1       seconds
+//	/torus/stopping/NODE       1       at (lease)
+//	/torus/stop/NODE           1       by, at (lease)
+//	/torus/wanted/VOLUME       1       holder, at (lease)
+//	/torus/limits/NODE         1       repair_rate
 const (
 	keyRoot         = "/torus/"
 	keyCluster      = keyRoot + "cluster"
@@ -49,6 +53,10 @@ const (
 	keyReports      = keyRoot + "reports/"
 	keyRecovery     = keyRoot + "recovery"
 	keyUncompared   = keyRoot + "uncompared/"
+	keyStopping     = keyRoot + "stopping/"
+	keyStop         = keyRoot + "stop/"
+	keyWanted       = keyRoot + "wanted/"
+	keyLimits       = keyRoot + "limits/"
 )
 
 // newestFormat is the format of every kind of record so far.

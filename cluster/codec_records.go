@@ -198,6 +198,19 @@ type holderRecord struct {
 	StartTime    uint64 `json:"start_time"`
 }
 
+func (h holderRecord) holder() Holder {
+	return Holder{Node: ring.NodeID(h.Node), Name: h.Name, Process: Process{
+		BootID: h.BootID, PIDNamespace: h.PIDNamespace, PID: h.PID, StartTime: h.StartTime,
+	}}
+}
+
+func newHolderRecord(h Holder) holderRecord {
+	return holderRecord{
+		Node: hexID(h.Node), Name: h.Name, BootID: h.BootID,
+		PIDNamespace: h.PIDNamespace, PID: h.PID, StartTime: h.StartTime,
+	}
+}
+
 type attachedRecord struct {
 	format
 	Epoch   store.Epoch  `json:"epoch"`
@@ -214,24 +227,11 @@ func (r *attachedRecord) check() error {
 }
 
 func (r *attachedRecord) attached(id store.VolumeID) Attached {
-	h := r.Holder
-	return Attached{
-		Volume: id, Epoch: r.Epoch, Purpose: r.Purpose, Since: r.Since,
-		Holder: Holder{Node: ring.NodeID(h.Node), Name: h.Name, Process: Process{
-			BootID: h.BootID, PIDNamespace: h.PIDNamespace, PID: h.PID, StartTime: h.StartTime,
-		}},
-	}
+	return Attached{Volume: id, Epoch: r.Epoch, Purpose: r.Purpose, Since: r.Since, Holder: r.Holder.holder()}
 }
 
 func newAttachedRecord(a Attached) *attachedRecord {
-	h := a.Holder
-	return &attachedRecord{
-		Epoch: a.Epoch, Purpose: a.Purpose, Since: a.Since,
-		Holder: holderRecord{
-			Node: hexID(h.Node), Name: h.Name, BootID: h.BootID,
-			PIDNamespace: h.PIDNamespace, PID: h.PID, StartTime: h.StartTime,
-		},
-	}
+	return &attachedRecord{Epoch: a.Epoch, Purpose: a.Purpose, Since: a.Since, Holder: newHolderRecord(a.Holder)}
 }
 
 type incarnationRecord struct {

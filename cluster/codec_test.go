@@ -19,6 +19,7 @@ func newRecords() []record {
 		&staleRecord{}, &reportRecord{},
 		&scrubRecord{}, &scrubEveryRecord{}, &lossRecord{},
 		&recoveryRecord{}, &uncomparedRecord{},
+		&stoppingRecord{}, &stopRecord{}, &wantedRecord{}, &limitsRecord{},
 	}
 }
 
@@ -62,6 +63,11 @@ func TestRecordsAsStored(t *testing.T) {
 		{newRecoveryRecord(Recovered{Recovery: Recovery{1, 0xab}, At: at, Node: "n1", From: "a file", Confirmed: true}),
 			`{"format":1,"recovery":"1-00000000000000ab","at":"2026-01-02T03:04:05Z","node":"n1","from":"a file","confirmed":true}`},
 		{&uncomparedRecord{Served: true}, `{"format":1,"served":true}`},
+		{&stoppingRecord{At: at}, `{"format":1,"at":"2026-01-02T03:04:05Z"}`},
+		{&stopRecord{By: "process 7", At: at}, `{"format":1,"by":"process 7","at":"2026-01-02T03:04:05Z"}`},
+		{&wantedRecord{Holder: newHolderRecord(holder(1)), At: at},
+			`{"format":1,"holder":{"node":"0000000000000001","name":"n1","boot_id":"boot","pid_namespace":"pid:[1]","pid":1,"start_time":7},"at":"2026-01-02T03:04:05Z"}`},
+		{&limitsRecord{RepairRate: 50 << 20}, `{"format":1,"repair_rate":52428800}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {
 			t.Errorf("stored as %s\nwant      %s", got, c.want)
@@ -112,6 +118,9 @@ func TestRecordsChecked(t *testing.T) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
+	if err := decode("k", []byte(`{"format":1,"repair_rate":-1}`), &limitsRecord{}); !errors.Is(err, ErrCorrupt) {
+		t.Error(err)
+	}
 	if err := decode("k", []byte(`{"format":1}`), &ringRecord{}); !errors.Is(err, ErrCorrupt) {
 		t.Error(err)
 	}
@@ -130,6 +139,8 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add(uint8(9), encode(newStaleRecord(Stale{Since: store.NewVersion(3, 17), Epoch: 4})))
 	f.Add(uint8(10), encode(newReportRecord(Report{Copies: []CopyReport{{Node: 2}}})))
 	f.Add(uint8(14), encode(newRecoveryRecord(Recovered{Recovery: Recovery{1, 0xab}})))
+	f.Add(uint8(18), encode(&wantedRecord{Holder: newHolderRecord(holder(1))}))
+	f.Add(uint8(19), encode(&limitsRecord{RepairRate: 1}))
 	f.Add(uint8(0), []byte(`{"format":2}`))
 	f.Fuzz(func(t *testing.T, kind uint8, value []byte) {
 		i := int(kind) % len(newRecords())

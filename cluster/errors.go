@@ -87,7 +87,9 @@ func (*RecordError) namesObject() {}
 type BusyError struct {
 	Volume string
 	Holder Holder
-	Epoch  store.Epoch
+	// Purpose: one for maintenance is given up when somebody wants the volume.
+	Purpose Purpose
+	Epoch   store.Epoch
 }
 
 // Error names the volume and its holder.

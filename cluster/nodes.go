@@ -12,8 +12,10 @@ import (
 // NodeInfo is a node's record with what it says of itself while it lives.
 type NodeInfo struct {
 	Node
-	Alive bool
-	Usage Usage // zero unless Alive
+	Alive    bool
+	Usage    Usage // zero unless Alive
+	Stopping bool  // it said so
+	Limits   Limits
 }
 
 // RegisterNode writes the record of a node, new or changed. A node with
@@ -72,10 +74,27 @@ func (c *Cluster) Nodes(ctx context.Context) ([]NodeInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	stoppingPairs, _, err := c.readAll(ctx, keyStopping, rev)
+	if err != nil {
+		return nil, err
+	}
+	stopping, err := decodeAll(stoppingPairs, decodeStopping)
+	if err != nil {
+		return nil, err
+	}
+	limitsPairs, _, err := c.readAll(ctx, keyLimits, rev)
+	if err != nil {
+		return nil, err
+	}
+	limits, err := decodeAll(limitsPairs, decodeLimits)
+	if err != nil {
+		return nil, err
+	}
 	infos := make([]NodeInfo, len(nodes))
 	for i, n := range nodes {
-		u, ok := usage[n.ID]
-		infos[i] = NodeInfo{Node: n, Alive: ok, Usage: u}
+		u, alive := usage[n.ID]
+		_, stops := stopping[n.ID]
+		infos[i] = NodeInfo{Node: n, Alive: alive, Usage: u, Stopping: stops, Limits: limits[n.ID]}
 	}
 	slices.SortFunc(infos, func(a, b NodeInfo) int { return strings.Compare(a.Name, b.Name) })
 	return infos, nil

@@ -45,6 +45,7 @@ func (c *Cluster) RemoveNode(ctx context.Context, name string) error {
 		}
 		t.delete(key)
 		t.delete(idKey(keyAlive, nodes[i].ID))
+		t.delete(idKey(keyLimits, nodes[i].ID))
 		removed = true
 		return nil
 	})
