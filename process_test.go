@@ -130,13 +130,19 @@ func (p *process) stop() {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		p.t.Fatal(err)
 	}
+	p.ends()
+}
+
+// ends waits until the process ends, and wants it to end well.
+func (p *process) ends() {
+	p.t.Helper()
 	select {
 	case <-p.exited:
 	case <-time.After(patience):
-		p.t.Fatalf("still running %v after SIGTERM", patience)
+		p.t.Fatalf("still running after %v", patience)
 	}
 	if p.err != nil {
-		p.t.Fatalf("after SIGTERM: %v", p.err)
+		p.t.Fatalf("it ended with %v", p.err)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 type nodeCmds struct {
 	List   nodeListCmd   `cmd:"" help:"List all nodes."`
 	Show   nodeShowCmd   `cmd:"" help:"Show a node."`
+	Set    nodeSetCmd    `cmd:"" help:"Change what a node is allowed."`
+	Drain  nodeDrainCmd  `cmd:"" help:"Stop a node without a stall of those who use it."`
 	Remove nodeRemoveCmd `cmd:"" help:"Take a node that keeps no copies out of the cluster, for good."`
 }
 
@@ -41,6 +43,9 @@ type nodeView struct {
 	Corrupt  int64          `json:"corruptPages"`
 	NoSpace  bool           `json:"noSpace"`
 	Failed   string         `json:"failed"`
+
+	Stopping   bool  `json:"stopping"`
+	RepairRate int64 `json:"repairRate"` // bytes/s; 0: no bound
 }
 
 func newNodeView(n cluster.NodeInfo, members []cluster.Member) nodeView {
@@ -48,6 +53,7 @@ func newNodeView(n cluster.NodeInfo, members []cluster.Member) nodeView {
 		Name: n.Name, ID: n.ID.String(), Alive: n.Alive, State: string(n.State), API: n.Addresses.API, Blocks: n.Addresses.Blocks,
 		Zone: string(n.Zone), Host: n.Host, Roles: n.Roles, Etcd: "none", Capacity: n.Capacity,
 		Used: n.Usage.Used, Live: n.Usage.Live, Corrupt: n.Usage.Corrupt, NoSpace: n.Usage.NoSpace, Failed: n.Usage.Failed,
+		Stopping: n.Alive && n.Stopping, RepairRate: n.Limits.RepairRate,
 	}
 	for _, m := range members {
 		switch {
@@ -63,8 +69,11 @@ func newNodeView(n cluster.NodeInfo, members []cluster.Member) nodeView {
 
 // states is the state for people: a node that does not answer has no other.
 func (v nodeView) states() string {
-	if !v.Alive {
+	switch {
+	case !v.Alive:
 		return "not answering"
+	case v.Stopping:
+		return "stopping"
 	}
 	return v.State
 }
@@ -77,9 +86,13 @@ func (v nodeView) write(w io.Writer) {
 	case v.Capacity > 0:
 		space = fmt.Sprintf("%s live, %s on disk, of %s", formatSize(v.Live), formatSize(v.Used), formatSize(v.Capacity))
 	}
+	repairRate := "" // by default
+	if v.RepairRate > 0 {
+		repairRate = fmt.Sprintf("at most %s/s", formatSize(v.RepairRate))
+	}
 	writeFields(w, "", [][2]string{
 		{"name", v.Name}, {"ID", v.ID}, {"state", v.states()}, {"roles", join(v.Roles)}, {"etcd", v.Etcd},
-		{"zone", v.Zone}, {"host", v.Host}, {"API", v.API}, {"blocks", v.Blocks}, {"space", space}, {"failed", v.Failed},
+		{"zone", v.Zone}, {"host", v.Host}, {"API", v.API}, {"blocks", v.Blocks}, {"space", space}, {"repair rate", repairRate}, {"failed", v.Failed},
 	})
 }
 

@@ -116,16 +116,17 @@ func (a *app) runNode(start func(ctx context.Context, starting func(string)) (*n
 	}
 	select {
 	case <-a.ctx.Done():
-		a.note("Stopping: requests under way are finished, volumes synced. (Once more: at once.)")
-		if err := n.Close(); err != nil {
-			return err
-		}
-		a.note("Stopped.")
-		return nil
+	case <-n.Asked():
 	case <-n.Failed():
 		err := n.Err()
 		return errors.Join(fmt.Errorf("stopped: %w", inUse(err)), n.Close())
 	}
+	a.note("Stopping: requests under way are finished, volumes synced. (Once more: at once.)")
+	if err := n.Close(); err != nil {
+		return err
+	}
+	a.note("Stopped.")
+	return nil
 }
 
 // interrupted reports whether an error is what the end of a context leaves: of a

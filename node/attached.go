@@ -114,6 +114,7 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUn
 	}
 	a := &attached{att: att, vol: v, ended: make(chan struct{})}
 	a.dev = &device{vol: v, ended: a.ended, fail: a.lose}
+	n.holding.add(a)
 	watching, cancel := context.WithCancel(context.Background())
 	a.watch = cancel
 	a.watching.Go(func() { n.watchAttached(watching, a) })
@@ -179,6 +180,7 @@ func (a *attached) lose(cause error) {
 func (n *Node) end(a *attached) error {
 	a.watch()
 	a.watching.Wait()
+	n.holding.remove(a)
 	err := a.vol.Close()
 	return errors.Join(err, n.detach(a.att, err == nil))
 }

@@ -32,20 +32,13 @@ func (n *Node) startDrops() {
 
 // watchLayers signals that layers were deleted, until ctx ends.
 func (n *Node) watchLayers(ctx context.Context, changed chan<- struct{}) {
-	for ctx.Err() == nil {
-		for u, err := range n.cluster.WatchLayers(ctx) {
-			if err != nil {
-				n.log.Debug("watch of layers ended", "err", err)
-				break
-			}
-			for _, l := range u.Put {
-				if l.Deleted {
-					signal(changed)
-				}
+	follow(ctx, n, "layers", n.cluster.WatchLayers(ctx), func(u cluster.Update[store.LayerID, cluster.Layer]) {
+		for _, l := range u.Put {
+			if l.Deleted {
+				signal(changed)
 			}
 		}
-		pause(ctx, dropRetry)
-	}
+	})
 }
 
 // dropLoop drops whenever something has changed, and again after a failure.

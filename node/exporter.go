@@ -16,8 +16,15 @@ import (
 	"torus/nbd"
 )
 
-// shutdownPatience bounds how long requests under way may take when the node stops.
-const shutdownPatience = 30 * time.Second
+const (
+	// shutdownPatience bounds how long requests under way may take when the node stops.
+	shutdownPatience = 30 * time.Second
+	// heldPatience bounds it where requests wait for copies that are missing: nobody
+	// knows for how long.
+	heldPatience = 5 * time.Second
+	// heldEvery is how often that is looked at.
+	heldEvery = 250 * time.Millisecond
+)
 
 // socketMode lets only the node's user connect to a Unix socket.
 const socketMode = 0o600
@@ -112,11 +119,38 @@ func (n *Node) startNBD(only []string) (err error) {
 	n.started("nbd", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownPatience)
 		defer cancel()
+		ctx, end := n.untilHeld(ctx)
 		err := n.nbd.Shutdown(ctx)
+		end()
 		wg.Wait()
 		return err
 	})
 	return nil
+}
+
+// untilHeld returns a context that ends with ctx, and when requests to some volume
+// have waited for copies for heldPatience. end is to be called.
+func (n *Node) untilHeld(ctx context.Context) (held context.Context, end func()) {
+	held, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		free := time.Now()
+		for held.Err() == nil {
+			waiting := false
+			n.holding.each(func(a *attached) { waiting = waiting || a.vol.Status().Waiting != "" })
+			if !waiting {
+				free = time.Now()
+			}
+			if time.Since(free) >= heldPatience {
+				cancel()
+			}
+			pause(held, heldEvery)
+		}
+	})
+	return held, func() {
+		cancel()
+		watching.Wait()
+	}
 }
 
 // queryPath makes an escaped query value what URI parsers other than those of

@@ -16,6 +16,7 @@ import (
 	"net"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"torus/cluster"
@@ -61,6 +62,7 @@ type Node struct {
 	nbd      *nbd.Server    // nil when nothing is exported
 	scrubs   *scrubs
 	readOnly bool            // volumes are attached for reading only
+	holding  holding         // all that is attached, also for repair
 	force    map[string]bool // volumes still to be taken from whoever holds them; guarded by forcing
 	forcing  sync.Mutex
 
@@ -69,6 +71,11 @@ type Node struct {
 	apiListener    net.Listener
 	blocksListener net.Listener // nil without the role storage
 	nbdListeners   []net.Listener
+
+	repairRate atomic.Int64 // bytes/s; 0: no bound
+
+	asking sync.Once
+	asked  chan struct{} // closed when an operator asks for this node to be stopped
 
 	closers []closer // in the order of starting
 	closing sync.Once
@@ -96,7 +103,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 }
 
 func newNode(o Options) *Node {
-	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, scrubs: newScrubs(), failed: make(chan struct{}), since: time.Now(), starting: o.Starting}
+	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, scrubs: newScrubs(), failed: make(chan struct{}), asked: make(chan struct{}), since: time.Now(), starting: o.Starting}
 	if n.starting == nil {
 		n.starting = func(string) {}
 	}
@@ -140,15 +147,19 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err := n.register(ctx); err != nil {
 		return err
 	}
+	n.startHandover()
 	n.startMembership()
 	n.startSnapshots()
 	n.startDrops()
 	n.startPeers()
 	n.startScrubs()
+	n.startLimits()
+	n.startLettingGo()
 	if err := n.startNBD(nil); err != nil {
 		return err
 	}
 	n.startAPI()
+	n.startStopWatch()
 	return n.keepSettings()
 }
 
@@ -279,7 +290,8 @@ func (n *Node) Err() error {
 }
 
 // Close stops everything in reverse: NBD requests under way are finished,
-// volumes synced and detached clean, then the store and etcd closed.
+// volumes synced and detached clean; who uses copies of this node goes on without
+// them; then the store and etcd are closed.
 func (n *Node) Close() error {
 	n.closing.Do(func() {
 		var errs []error

@@ -211,6 +211,6 @@ func (n *Node) remember(endpoints []string) error {
 // volumes share that bring them up to date.
 func (n *Node) startPeers() {
 	n.peers = newPeers(n.settings.Cluster, n.log.With("part", "peers"))
-	n.pace = volume.NewPace(nil)
+	n.pace = volume.NewPace(n.repairRate.Load)
 	n.started("peers", n.peers.close)
 }

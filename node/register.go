@@ -50,6 +50,9 @@ func (n *Node) register(ctx context.Context) error {
 		return err
 	}
 	n.settings.Registered = true // written down when the node has started
+	if err := n.cluster.Started(ctx, n.settings.ID); err != nil {
+		return err
+	}
 	p := n.cluster.Announce(n.settings.ID)
 	if err := p.Renew(ctx, n.usage(ctx)); err != nil {
 		return err

@@ -76,6 +76,7 @@ func (n *Node) serve(ctx context.Context, volumes []string) (err error) {
 	}
 	n.startPeers()
 	n.startScrubs()
+	n.startLettingGo()
 	if err := n.startNBD(volumes); err != nil {
 		return err
 	}
