@@ -3,6 +3,7 @@ package volume
 import (
 	"bytes"
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -216,4 +217,71 @@ func TestScrubBesideWrites(t *testing.T) {
 			t.Errorf("after Close the scrub is done: %v, %v", scrub.done.Load(), scrub.err)
 		}
 	})
+}
+
+// A page that is trimmed, and the hole forgotten, between the reads of two copies is no
+// difference.
+func TestScrubBesideForgottenHoles(t *testing.T) {
+	inBubble(t, 2, 2, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+		write(t, v, bytes.Repeat([]byte("data"), 1024), 0)
+		must(t, v.settleNow())
+		held := inject(f[1], "reads hang")
+		var found Scrubbed
+		scrub := begin(func() (err error) { found, err = v.Scrub(context.Background(), ScrubOptions{}); return err })
+		synctest.Wait() // the first node was read
+		must(t, v.Trim(0, store.PageSize, false))
+		must(t, v.settleNow())
+		f[1].Remove(held)
+		synctest.Wait()
+		if !scrub.done.Load() || scrub.err != nil || found.Unlike != 0 {
+			t.Errorf("scrubbed %v, %v: %+v", scrub.done.Load(), scrub.err, found)
+		}
+	})
+}
+
+// A copy that fails for a moment is read all the same: what another has corrupt is not
+// lost.
+func TestScrubAwaitsCopies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newNodes(2, 2, nil)
+		f := faulty(c)
+		c.hookStale = func() error { return ErrNotDone }
+		v, err := Open(context.Background(), c.options(1, 64<<20))
+		must(t, err)
+		defer v.Close()
+		write(t, v, bytes.Repeat([]byte("data"), 1024), 0)
+		inject(f[0], "reads at [0,4096) corrupt")
+		inject(f[1], "reads fail with timeout once")
+		found, err := v.Scrub(context.Background(), ScrubOptions{})
+		if err != nil || found.Lost != 0 || found.Corrupt != 1 || found.Bytes != 2*store.PageSize {
+			t.Errorf("%+v, %v", found, err)
+		}
+		synctest.Wait()
+		if n := v.Stats().Healed; n != 1 {
+			t.Errorf("%d pages rewritten, want 1", n)
+		}
+	})
+}
+
+// A scrub that waits for the last copy in sync ends with its context.
+func TestScrubEndsWhileCopiesFail(t *testing.T) {
+	for _, op := range []string{"reads", "extents"} {
+		inBubble(t, 2, 2, func(t *testing.T, v *Volume, f []*faultstore.Store) {
+			write(t, v, bytes.Repeat([]byte("data"), 1024), 0)
+			for _, f := range f {
+				inject(f, op+" fail with timeout")
+				inject(f, "attaches fail with timeout")
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			scrub := begin(func() error { _, err := v.Scrub(ctx, ScrubOptions{}); return err })
+			time.Sleep(time.Minute)
+			scrub.waits(t, "a scrub without a copy to read")
+			cancel()
+			synctest.Wait()
+			if !scrub.done.Load() || !errors.Is(scrub.err, context.Canceled) {
+				t.Errorf("%s: ended %v, %v", op, scrub.done.Load(), scrub.err)
+			}
+		})
+	}
 }

@@ -86,11 +86,7 @@ func (s *scrub) batch(ctx context.Context, layer store.LayerID, off int64) (next
 	parallel(len(pieces), scrubWorkers, func(i int) {
 		b := buffers.Get().(*pieceBuffer)
 		defer buffers.Put(b)
-		err := s.awaitIdle(ctx)
-		if err == nil {
-			err = s.v.pace.do(ctx, pieces[i].N, func() error { return s.piece(layer, pieces[i], b) })
-		}
-		if err != nil {
+		if err := s.piece(ctx, layer, pieces[i], b); err != nil {
 			cancel(err)
 		}
 	})
@@ -107,21 +103,45 @@ func (s *scrub) awaitIdle(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// errUnsettled: a copy has failed, and it is not known yet whether it is away.
+var errUnsettled = errors.New("a copy does not answer")
+
 // list returns the pieces of a layer from off on of which some copy in sync has data,
-// and up to where it looked.
+// and up to where it looked. As piece does it waits for copies that fail, or nothing
+// would be listed where none is in sync.
 func (s *scrub) list(ctx context.Context, layer store.LayerID, off int64) (pieces []piece, next int64, err error) {
 	for {
 		gen := s.v.copies.gen.Load()
 		pieces, next, err := s.union(ctx, layer, off)
 		var of *peerError
-		if !errors.As(err, &of) {
+		switch {
+		case errors.As(err, &of):
+			s.v.failed(of.peer.node, of.peer.view, of.err)
+		case !errors.Is(err, errUnsettled):
 			return pieces, next, err
 		}
-		s.v.failed(of.peer.node, of.peer.view, of.err)
-		if err := s.v.await(gen); err != nil {
+		if err := s.await(ctx, gen); err != nil {
 			return nil, off, err
 		}
 	}
+}
+
+// await is Volume.await that ends with ctx too.
+func (s *scrub) await(ctx context.Context, gen uint64) error {
+	c := &s.v.copies
+	c.mu.Lock()
+	changed, moved := c.changed, c.gen.Load() != gen
+	c.mu.Unlock()
+	if !moved {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+	if err := s.v.stopped(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
 }
 
 func (s *scrub) union(ctx context.Context, layer store.LayerID, off int64) (pieces []piece, next int64, err error) {
@@ -129,7 +149,11 @@ func (s *scrub) union(ctx context.Context, layer store.LayerID, off int64) (piec
 	w := walk{at: off, end: size}
 	for _, n := range s.v.place.nodes {
 		p := peer{n, n.view.Load()}
-		if p.view.state != inSync {
+		switch p.view.state {
+		case inSync:
+		case failing, pending:
+			return nil, off, errUnsettled
+		default:
 			continue
 		}
 		pull, stop := iter.Pull2(p.view.at.replica.Extents(ctx, layer, off, size-off, 0))
@@ -174,26 +198,58 @@ type copyRead struct {
 	bad  []bool // the page is corrupt
 }
 
-// piece reads one piece from each copy in sync and compares them.
-func (s *scrub) piece(layer store.LayerID, p piece, b *pieceBuffer) error {
+// piece has one piece read from each copy in sync, and compared. A copy that fails is
+// waited for: while it is not known to be away it may have whole what no other has. Not
+// with the pace's turn, which its resync needs.
+func (s *scrub) piece(ctx context.Context, layer store.LayerID, p piece, b *pieceBuffer) error {
+	var copies []copyRead
+	for {
+		if err := s.awaitIdle(ctx); err != nil {
+			return err
+		}
+		gen, all := s.v.copies.gen.Load(), false
+		err := s.v.pace.do(ctx, p.N, func() (err error) {
+			copies, all, err = s.more(layer, p, copies, b)
+			return err
+		})
+		if err != nil || all {
+			return err
+		}
+		if err := s.await(ctx, gen); err != nil {
+			return err
+		}
+	}
+}
+
+// more reads a piece from the copies in sync that are not among copies, and compares
+// what is all.
+func (s *scrub) more(layer store.LayerID, p piece, copies []copyRead, b *pieceBuffer) (now []copyRead, all bool, err error) {
 	if err := s.v.enter(); err != nil {
-		return err
+		return copies, false, err
 	}
 	defer s.v.gate.leave()
-	var copies []copyRead
+	all = true
 	for _, id := range p.from {
 		n := s.v.place.node(id)
-		w := n.view.Load()
-		if w.state != inSync {
+		if slices.ContainsFunc(copies, func(c copyRead) bool { return c.node == n }) {
 			continue
 		}
-		c := copyRead{n, make([]store.PageInfo, p.N/store.PageSize), make([]bool, p.N/store.PageSize)}
-		if s.read(&c, w, layer, p, b) {
-			copies = append(copies, c)
+		switch w := n.view.Load(); w.state {
+		case inSync:
+			c := copyRead{n, make([]store.PageInfo, p.N/store.PageSize), make([]bool, p.N/store.PageSize)}
+			if s.read(&c, w, layer, p, b) {
+				copies = append(copies, c)
+			} else {
+				all = false
+			}
+		case failing, pending:
+			all = false
 		}
 	}
-	s.compare(layer, p, copies)
-	return s.v.stopped()
+	if all {
+		s.compare(layer, p, copies, b)
+	}
+	return copies, all, s.v.stopped()
 }
 
 // read reads a piece from one copy, page by page where some page of it is corrupt. False
@@ -215,7 +271,6 @@ func (s *scrub) read(c *copyRead, w *view, layer store.LayerID, p piece, b *piec
 		}
 		if err != nil {
 			s.v.log.Warn("scrub: corrupt page", "volume", s.v.id, "node", c.node.id, "off", off, "err", err)
-			s.v.corrupt(c.node, err)
 			c.bad[i] = true
 		}
 	}
@@ -240,7 +295,7 @@ func (s *scrub) lost(layer store.LayerID, off int64) {
 
 // compare looks for pages that copies have in different versions, none of which is above
 // the mark. A hole may have been forgotten.
-func (s *scrub) compare(layer store.LayerID, p piece, copies []copyRead) {
+func (s *scrub) compare(layer store.LayerID, p piece, copies []copyRead, b *pieceBuffer) {
 	for i := range p.N / store.PageSize {
 		var highest store.Version
 		bad := 0
@@ -251,19 +306,28 @@ func (s *scrub) compare(layer store.LayerID, p piece, copies []copyRead) {
 				highest = max(highest, c.info[i].Version)
 			}
 		}
+		off := p.Off + i*store.PageSize
 		if bad > 0 && bad == len(copies) {
-			s.lost(layer, p.Off+i*store.PageSize)
+			s.lost(layer, off)
 			continue
+		}
+		for _, c := range copies {
+			if c.bad[i] {
+				s.v.heal(badPage{c.node, layer, off})
+			}
 		}
 		if highest > s.mark {
 			continue // perhaps in flight; another time
 		}
 		holes := !slices.ContainsFunc(copies, func(c copyRead) bool { return !c.bad[i] && c.info[i].Kind == store.Data })
+		lacks := func(c copyRead) bool { return !c.bad[i] && !holes && c.info[i].Version != highest }
+		if !slices.ContainsFunc(copies, lacks) || !s.still(layer, off, copies, i, b) {
+			continue
+		}
 		for _, c := range copies {
-			if c.bad[i] || holes || c.info[i].Version == highest {
+			if !lacks(c) {
 				continue
 			}
-			off := p.Off + i*store.PageSize
 			s.v.log.Error("scrub: a copy lacks what it should have", "volume", s.v.id, "node", c.node.id, "layer", layer,
 				"off", off, "has", c.info[i].Version, "others", highest)
 			s.v.heal(badPage{c.node, layer, off})
@@ -272,4 +336,21 @@ func (s *scrub) compare(layer store.LayerID, p piece, copies []copyRead) {
 			s.mu.Unlock()
 		}
 	}
+}
+
+// still reports whether each copy says of a page what it said before. Then there was a
+// moment when all did; otherwise one may have been read before, another after a write
+// of which nothing shows, as it left a hole that is forgotten.
+func (s *scrub) still(layer store.LayerID, off int64, copies []copyRead, i int64, b *pieceBuffer) bool {
+	for _, c := range copies {
+		if c.bad[i] {
+			continue
+		}
+		w := c.node.view.Load()
+		data, info := b.of(store.PageSize)
+		if w.state != inSync || s.v.readLayer(c.node, w, layer, off, data, info) != nil || info[0] != c.info[i] {
+			return false
+		}
+	}
+	return true
 }
