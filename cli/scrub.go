@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"torus/cluster"
@@ -125,8 +126,9 @@ func (a *app) awaitScrubs(ctx context.Context, r records, asked map[store.Volume
 				p.at(fmt.Sprintf("volume %s, %s of it done", w.volume, percent(float64(s.Done)/float64(s.Total))))
 			}
 		}
-		for _, id := range u.Gone {
-			if w, ours := asked[id]; ours && !ended[id] {
+		for id, w := range asked {
+			_, put := u.Put[id]
+			if !ended[id] && (slices.Contains(u.Gone, id) || u.Reset && !put) {
 				return nil, fmt.Errorf("volume %s: %w: it was deleted meanwhile", w.volume, cluster.ErrNotFound)
 			}
 		}
