@@ -262,3 +262,44 @@ func TestReserveGivesWayOfFailed(t *testing.T) {
 		}
 	}
 }
+
+// A listeningDisk has something happen when it is listed.
+type listeningDisk struct {
+	disk
+	listed func()
+}
+
+func (d listeningDisk) list() ([]string, error) {
+	d.listed()
+	return d.disk.list()
+}
+
+// TestReserveGivesWayInRecovery: the reserve gives way while a store is opened too,
+// which may take long.
+func TestReserveGivesWayInRecovery(t *testing.T) {
+	m := newCrashMachine(t, 1)
+	openScribe(t, m)
+	m.st.kill()
+	o := m.options()
+	f, err := m.disk.open(ballastName)
+	m.ok(err)
+	o.manual = false
+	o.disk = listeningDisk{m.disk, func() {
+		m.disk.mu.Lock()
+		m.disk.full = 0
+		m.disk.mu.Unlock()
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			n, err := f.allocated()
+			m.ok(err)
+			if n < o.Reserve {
+				return
+			}
+			if time.Now().After(end) {
+				t.Errorf("with nothing free the reserve takes %d of %d", n, o.Reserve)
+				return
+			}
+		}
+	}}
+	m.st, err = Open(t.Context(), o)
+	m.ok(err)
+}

@@ -128,13 +128,19 @@ func openLocked(o Options, lock *dirLock) (*Store, error) {
 	st.segments = newSegments(st.disk, st.state.Identity, st.state.SegmentSize, o.Capacity, b)
 	st.log = newHotLog(st.segments)
 	st.log.apply, st.log.snapshot, st.log.failed = st.apply, st.snapshot, st.fail
-	if err := errors.Join(b.adjust(), st.recover()); err != nil {
+	err = b.adjust()
+	if !o.manual { // also during the recovery, in which Badger writes
+		st.background.Add(1)
+		go st.watchReserve()
+	}
+	if err = errors.Join(err, st.recover()); err != nil {
+		close(st.stop)
+		st.background.Wait()
 		return nil, errors.Join(err, st.abandon())
 	}
 	if !o.manual {
-		st.background.Add(2)
+		st.background.Add(1)
 		go st.runBackground()
-		go st.watchReserve()
 	}
 	return st, nil
 }
