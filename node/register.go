@@ -37,24 +37,15 @@ func (n *Node) register(ctx context.Context) error {
 		}
 		r.Identity, r.Capacity = st.Identity, st.Capacity
 	}
-	if n.settings.Registered {
-		there, err := n.cluster.Registered(ctx, n.settings.ID)
-		if err != nil {
+	p, err := n.enrol(ctx, r)
+	for errors.Is(err, cluster.ErrUnavailable) || errors.Is(err, cluster.ErrUnknown) {
+		if ctx.Err() != nil {
 			return err
 		}
-		if !there {
-			return n.removed()
-		}
+		n.starting(fmt.Sprintf("the cluster's records: %v", err)) // they were there a moment ago, and will be again
+		p, err = n.enrol(ctx, r)
 	}
-	if err := n.cluster.RegisterNode(ctx, r); err != nil {
-		return err
-	}
-	n.settings.Registered = true // written down when the node has started
-	if err := n.cluster.Started(ctx, n.settings.ID); err != nil {
-		return err
-	}
-	p := n.cluster.Announce(n.settings.ID)
-	if err := p.Renew(ctx, n.usage(ctx)); err != nil {
+	if err != nil {
 		return err
 	}
 	living, stop := context.WithCancel(context.Background())
@@ -71,6 +62,31 @@ func (n *Node) register(ctx context.Context) error {
 		return nil
 	})
 	return nil
+}
+
+// enrol writes the node's record once, and says that it lives.
+func (n *Node) enrol(ctx context.Context, r cluster.Node) (*cluster.Presence, error) {
+	if n.settings.Registered {
+		there, err := n.cluster.Registered(ctx, n.settings.ID)
+		if err != nil {
+			return nil, err
+		}
+		if !there {
+			return nil, n.removed()
+		}
+	}
+	if err := n.cluster.RegisterNode(ctx, r); err != nil {
+		return nil, err
+	}
+	n.settings.Registered = true // written down when the node has started
+	if err := n.cluster.Started(ctx, n.settings.ID); err != nil {
+		return nil, err
+	}
+	p := n.cluster.Announce(n.settings.ID)
+	if err := p.Renew(ctx, n.usage(ctx)); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // leavePatience bounds how long a node that was removed waits for etcd to do
