@@ -77,6 +77,7 @@ func TestUnknownOutcomeIsWaitedFor(t *testing.T) {
 			v, err := Open(context.Background(), c.options(1, 4<<20))
 			must(t, err)
 			defer v.Close()
+			write(t, v, []byte("not flushed"), 0)
 			outcome := test.outcome
 			c.hookStale = func() error {
 				if test.done {
@@ -87,16 +88,19 @@ func TestUnknownOutcomeIsWaitedFor(t *testing.T) {
 			inject(f[0], "writes fail with unreachable once")
 			w := begin(func() error { _, err := v.WriteAt(make([]byte, 4096), 0); return err })
 			w.waits(t, "the write")
+			flush := begin(v.Sync)
 			inject(f[0], "reads fail") // of which another copy would not be read
 			time.Sleep(time.Minute)
 			if test.back {
 				w.ends(t, "the write", nil)
+				flush.ends(t, "the flush", nil)
 				if !allInSync(v) || len(c.stale) > 0 {
 					t.Errorf("status %+v, recorded %v", v.Status(), c.stale)
 				}
 				return
 			}
 			w.waits(t, "the write")
+			flush.waits(t, "a flush of what the node had answered")
 			read(t, v, 1<<20, 4096)
 			if n, s := v.Stats().Failovers, stateOf(v, 1); n != 0 || s != failing {
 				t.Errorf("read from it %d times, it is %v", n, s)
@@ -104,6 +108,7 @@ func TestUnknownOutcomeIsWaitedFor(t *testing.T) {
 			outcome = nil
 			time.Sleep(10 * time.Second)
 			w.ends(t, "the write", nil)
+			flush.ends(t, "the flush", nil)
 			f[0].Clear()
 			joins(t, v)
 			c.alike(t, c.options(1, 4<<20))
@@ -435,6 +440,36 @@ func TestReadOfRefused(t *testing.T) {
 			undone(t, c, v, f)
 		})
 	}
+}
+
+// TestReadOfRefusedInPart: the same where only the last piece is from that node.
+func TestReadOfRefusedInPart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newNodes(4, 2, nil)
+		f := faulty(c)
+		v, err := Open(context.Background(), c.options(1, 16<<20))
+		must(t, err)
+		defer v.Close()
+		const off = store.ChunkSize // its copies: nodes 2, 3; before it: 1, 2
+		inject(f[1], "writes apply and hang once")
+		inject(f[2], "writes fail with no-space once")
+		w := begin(func() error { _, err := v.WriteAt(bytes.Repeat([]byte("n"), 4096), off); return err })
+		p := make([]byte, 8192)
+		r := begin(func() error { _, err := v.ReadAt(p, off-4096); return err })
+		r.waits(t, "a read of what is being written")
+		if p[4096] != 'n' {
+			t.Fatalf("it was read from another copy: %q", p[4096])
+		}
+		goesAway(t, v, 2)
+		w.ends(t, "the write", store.ErrNoSpace)
+		r.ends(t, "the read", nil)
+		if p[4096] != 0 {
+			t.Errorf("read %q", p[4096])
+		}
+		f[1].Clear()
+		joins(t, v)
+		c.alike(t, c.options(1, 16<<20))
+	})
 }
 
 // TestCloseWhileHeld: requests that wait for a copy end with Close, after a while,
