@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -109,4 +110,39 @@ func TestDrainRefused(t *testing.T) {
 	drain(4, "n2", "n2: busy: it does not answer, and may have stopped already")
 	c.restart(1)
 	p.stop()
+}
+
+// TestRepairUnattached: of a volume that nobody has attached a node's copy is
+// brought up to date when the node is back, and a volume that its exporter did not
+// close is, without anybody doing anything.
+func TestRepairUnattached(t *testing.T) {
+	const size = 8 << 20
+	c := startCluster(t, 3)
+	c.awaitVoters(3)
+	c.torus("volume", "create", "vol1", fmt.Sprint(size), "--replicas", "3")
+	p := c.serve()
+	_, addr := p.served()
+	c.nodes[2].kill()
+	l := startLoad(t, addr, size)
+	l.another()
+	l.end()
+	c.awaitStale(1)
+	p.kill()
+	c.restart(2)
+	c.awaitStale(0)
+	waitFor(t, "the volume to be given up, clean", func() bool { return c.epoch() == 0 && c.clean() })
+	for _, n := range c.nodes {
+		n.stop()
+	}
+	c.equalCopies(t, l.content(size), 3)
+}
+
+// clean reports whether vol1 was closed well.
+func (c *testCluster) clean() bool {
+	c.t.Helper()
+	var vol struct{ Clean bool }
+	if err := json.Unmarshal([]byte(c.torus("volume", "show", "vol1", "-o", "json")), &vol); err != nil {
+		c.t.Fatal(err)
+	}
+	return vol.Clean
 }

@@ -87,7 +87,7 @@ func (v volumeView) problems(nodes []cluster.NodeInfo) []string {
 		case !alive:
 			add(": node %s lacks writes since %s: start it with \"torus start\"", name, b.Since.UTC().Format(time.RFC3339))
 		case v.Attached == nil:
-			add(": node %s lacks writes: it is brought up to date when the volume is attached next", name)
+			add(": node %s lacks writes: it is brought up to date soon, or when the volume is attached", name)
 		default:
 			add(": node %s lacks writes: %s", name, b.Why)
 		}

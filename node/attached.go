@@ -37,15 +37,51 @@ type attached struct {
 // detachPatience bounds how long the records may take to hear of a detach.
 const detachPatience = 10 * time.Second
 
+// attachSoon is attach for export. Who has the volume for maintenance is asked to
+// give it up, and waited for.
+func (n *Node) attachSoon(ctx context.Context, name string) (*attached, error) {
+	dead := func(h cluster.Holder) bool {
+		return n.provenDead(h) && !(h.Process == n.process && n.repairs.has(name))
+	}
+	until, asked := time.Now().Add(n.cluster.Lease()+wantedAgain), false
+	for {
+		a, err := n.attach(ctx, name, cluster.AttachOptions{Dead: dead, Force: n.forces(name)})
+		var busy *cluster.BusyError
+		if !errors.As(err, &busy) || busy.Purpose != cluster.ForMaintenance || ctx.Err() != nil || time.Now().After(until) {
+			return a, err
+		}
+		if !asked {
+			v, err := n.cluster.Volume(ctx, name)
+			if err == nil {
+				err = n.cluster.Want(ctx, v.Volume, n.holder())
+			}
+			if err != nil {
+				return nil, err
+			}
+			asked = true
+		}
+		pause(ctx, wantedAgain)
+	}
+}
+
+// wantedAgain is how long after an attempt a volume is tried again that is
+// attached for maintenance.
+const wantedAgain = 100 * time.Millisecond
+
+// holder is this process as the records name it.
+func (n *Node) holder() cluster.Holder {
+	return cluster.Holder{Node: n.settings.ID, Name: n.settings.Name, Process: n.process}
+}
+
 // attach takes the volume and makes it ready to serve.
-func (n *Node) attach(ctx context.Context, name string) (*attached, error) {
+func (n *Node) attach(ctx context.Context, name string, o cluster.AttachOptions) (*attached, error) {
 	var heldUntil time.Time // by one that was taken by force
 	for {
-		h := cluster.Holder{Node: n.settings.ID, Name: n.settings.Name, Process: n.process}
-		att, err := n.cluster.Attach(ctx, name, h, cluster.AttachOptions{Dead: n.provenDead, Force: n.forces(name)})
+		att, err := n.cluster.Attach(ctx, name, n.holder(), o)
 		if err != nil {
 			return nil, err
 		}
+		o.Force = false // once, or two of them would take it from each other for ever
 		if att.Replaced != nil && !n.provenDead(att.Replaced.Holder) {
 			heldUntil = time.Now().Add(n.cluster.Lease())
 		}
@@ -119,7 +155,9 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUn
 	a.watch = cancel
 	a.watching.Go(func() { n.watchAttached(watching, a) })
 	a.watching.Go(func() { n.report(watching, a) })
-	a.watching.Go(func() { n.scrubWhenDue(watching, a) })
+	if att.Purpose == cluster.ForExport {
+		a.watching.Go(func() { n.scrubWhenDue(watching, a) })
+	}
 	return a, nil
 }
 

@@ -182,7 +182,7 @@ func (e *export) lost() bool {
 
 // attach ends opening.
 func (x *exports) attach(ctx context.Context, id store.VolumeID, e *export) {
-	a, err := x.node.attach(ctx, e.name)
+	a, err := x.node.attachSoon(ctx, e.name)
 	if err == nil && a.att.Volume.ID != id {
 		err = errors.Join(fmt.Errorf("%w: volume %s was replaced meanwhile", nbd.ErrBusy, e.name), x.node.end(a))
 	}

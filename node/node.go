@@ -61,8 +61,9 @@ type Node struct {
 	exports  *exports       // nil without the role nbd
 	nbd      *nbd.Server    // nil when nothing is exported
 	scrubs   *scrubs
-	readOnly bool            // volumes are attached for reading only
-	holding  holding         // all that is attached, also for repair
+	readOnly bool    // volumes are attached for reading only
+	holding  holding // all that is attached, also for repair
+	repairs  repairs
 	force    map[string]bool // volumes still to be taken from whoever holds them; guarded by forcing
 	forcing  sync.Mutex
 
@@ -155,6 +156,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 	n.startScrubs()
 	n.startLimits()
 	n.startLettingGo()
+	n.startRepairs()
 	if err := n.startNBD(nil); err != nil {
 		return err
 	}
