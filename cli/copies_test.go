@@ -42,7 +42,7 @@ func TestDegraded(t *testing.T) {
 			[]string{"volume vol1: node n2 is brought up to date, 1 MiB of 4 MiB"}},
 		{"recorded", cluster.VolumeInfo{Volume: cluster.Volume{Clean: true}, Stale: []cluster.Stale{{Node: 2, Why: "no answer", At: at}}},
 			"not attached, 1 node lacks writes",
-			[]string{"volume vol1: node n2 lacks writes: it is brought up to date when the volume is attached next"}},
+			[]string{"volume vol1: node n2 lacks writes: it is brought up to date soon, or when the volume is attached"}},
 		{"pages lost", cluster.VolumeInfo{Volume: cluster.Volume{Clean: true}, Scrub: cluster.Scrub{Lost: 2}}, "not attached",
 			[]string{`volume vol1 has 2 pages of which no copy is whole: restore them from a backup, then run "torus scrub vol1"`}},
 		{"writes lost", cluster.VolumeInfo{Volume: cluster.Volume{Clean: true, Epoch: 7}, Loss: &cluster.Loss{Epoch: 7, At: at}}, "not attached",
