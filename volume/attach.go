@@ -38,6 +38,7 @@ type attaching struct {
 	leftOut map[ring.NodeID]bool // of found.Stale, those that did not answer
 
 	mu     sync.Mutex            // guards what follows
+	asked  map[ring.NodeID]bool  // which fence they had, see notBelow
 	failed map[ring.NodeID]error // of the round under way, or of the last one
 	// late are the members of the last round in which some Adopt was not answered.
 	// It may still arrive, and no fence of the same epoch waits for it.
@@ -59,7 +60,7 @@ func (v *Volume) attach(ctx context.Context, o Options) error {
 		return err
 	}
 	v.copies.groups, v.copies.nodes, v.copies.changed = groups, v.place.byID, make(chan struct{})
-	a := &attaching{v: v, o: o, began: time.Now()}
+	a := &attaching{v: v, o: o, began: time.Now(), asked: make(map[ring.NodeID]bool)}
 	for pause := attachPause; ; pause = min(2*pause, maxAttachPause) {
 		members, err := a.round(ctx)
 		if err == nil {
@@ -147,6 +148,8 @@ type member struct {
 
 	stable   store.Version  // the head's mark, as it was last told here
 	unstable []store.Extent // of the head, above every node's mark; in order
+
+	layers map[store.LayerID]store.LayerInfo // with CompareAll: what it had of the chain
 }
 
 // round fences every node that is not recorded stale, brings the copies of those
@@ -172,17 +175,29 @@ func (a *attaching) round(ctx context.Context) ([]*member, error) {
 		parallel(len(members), maxCalls, func(i int) { errs[i] = a.blame(members[i].id, do(members[i])) })
 		return errors.Join(errs...)
 	}
+	if a.o.CompareAll {
+		if err := each(func(m *member) error { return a.survey(ctx, m) }); err != nil {
+			return nil, err
+		}
+		if err := a.haveAll(members); err != nil {
+			return nil, err
+		}
+	}
 	if err := each(func(m *member) error { return v.prepare(ctx, m) }); err != nil {
 		return nil, err
 	}
 	mark := slices.MaxFunc(members, func(a, b *member) int { return cmp.Compare(a.stable, b.stable) }).stable
-	if err := each(func(m *member) error { return v.collect(ctx, m, mark, !a.o.Clean) }); err != nil {
+	if err := each(func(m *member) error { return v.collect(ctx, m, mark, !a.o.Clean && !a.o.CompareAll) }); err != nil {
 		return nil, err
 	}
-	if !a.o.Clean {
-		if err := a.reconcile(ctx, members); err != nil {
-			return nil, err
-		}
+	switch {
+	case a.o.CompareAll:
+		err = a.compareAll(ctx, members)
+	case !a.o.Clean:
+		err = a.reconcile(ctx, members)
+	}
+	if err != nil {
+		return nil, err
 	}
 	// Also where there was nothing to bring: what all copies have alike may not
 	// be durable on any, and is about to be read (I6).
@@ -222,6 +237,11 @@ func (a *attaching) reach(ctx context.Context) ([]*member, error) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, fencePatience)
 		defer cancel()
+		if a.o.CompareAll {
+			if errs[i] = a.blame(all[i].id, a.notBelow(ctx, all[i].id)); errs[i] != nil {
+				return
+			}
+		}
 		errs[i] = a.blame(all[i].id, a.v.fence(ctx, all[i]))
 	})
 	if err := errors.Join(errs...); err != nil && !passing(err) {
@@ -265,6 +285,9 @@ func (a *attaching) choose(all []*member, errs []error, leave bool) ([]*member, 
 			}
 		} else {
 			members = append(members, m)
+		}
+		if a.o.CompareAll { // whichever copies were in sync: all are needed
+			m.standing = reborn
 		}
 		standings[m.id] = m.standing
 	}
@@ -322,16 +345,22 @@ func (a *attaching) reconcile(ctx context.Context, members []*member) error {
 	gone := lostPower(a.v.copies.groups, members)
 	r := newReconcile(a, members)
 	err := r.run(ctx)
+	a.note(r, members)
+	a.found.UnflushedGone = a.found.UnflushedGone || gone
+	return err
+}
+
+// note adds what a reconcile did.
+func (a *attaching) note(r *reconcile, members []*member) {
 	repaired := r.repaired.Load()
 	a.found.Repaired += repaired
 	if repaired > 0 {
 		a.v.adopted.Store(true)
 	}
-	a.found.UnflushedGone = a.found.UnflushedGone || gone || r.gone.Load()
+	a.found.UnflushedGone = a.found.UnflushedGone || r.gone.Load()
 	if len(r.late) > 0 {
 		a.late, a.lateFrom = copiesOf(members), append(a.lateFrom, r.late...)
 	}
-	return err
 }
 
 // lostPower reports whether the pages of some chunk have no whole copy: what was

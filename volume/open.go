@@ -50,6 +50,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		dial:     o.Dial,
 		pace:     o.Pace,
 	}
+	v.adopted.Store(o.KeepHoles)
 	v.ctx, v.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := v.attach(ctx, o); err != nil {
 		v.cancel()
@@ -91,6 +92,9 @@ func (o *Options) complete() error {
 	}
 	if len(o.Nodes) == 0 {
 		o.Nodes = slices.Sorted(maps.Keys(o.Stores))
+	}
+	if o.CompareAll {
+		o.Clean, o.Recorded = false, nil
 	}
 	switch {
 	case o.Epoch == 0 || o.Epoch > store.MaxEpoch:

@@ -32,6 +32,7 @@ const (
 type reconcile struct {
 	a       *attaching
 	v       *Volume
+	layer   store.LayerID
 	members []*member
 	byID    map[ring.NodeID]int // in members
 
@@ -49,7 +50,7 @@ type difference struct {
 }
 
 func newReconcile(a *attaching, members []*member) *reconcile {
-	r := &reconcile{a: a, v: a.v, members: members, byID: make(map[ring.NodeID]int, len(members))}
+	r := &reconcile{a: a, v: a.v, layer: a.v.chain[0], members: members, byID: make(map[ring.NodeID]int, len(members))}
 	for i, m := range members {
 		r.byID[m.id] = i
 	}
@@ -198,7 +199,7 @@ func (r *reconcile) repair(ctx context.Context, d difference, b *pieceBuffer) er
 // read reads e from a copy that listed it.
 func (r *reconcile) read(ctx context.Context, m *member, e store.Extent, b *pieceBuffer) error {
 	p, info := b.of(e.N)
-	if err := m.replica.Read(ctx, r.v.chain[:1], e.Off, p, info); err != nil {
+	if err := m.replica.Read(ctx, []store.LayerID{r.layer}, e.Off, p, info); err != nil {
 		return r.a.blame(m.id, err)
 	}
 	for i := range info {
@@ -214,7 +215,7 @@ func (r *reconcile) read(ctx context.Context, m *member, e store.Extent, b *piec
 func (r *reconcile) adopt(ctx context.Context, e store.Extent, p []byte, from, to []*member) error {
 	errs := make([]error, len(to))
 	parallel(len(to), maxCalls, func(i int) {
-		if err := to[i].replica.Adopt(ctx, r.v.chain[0], e, p); err != nil {
+		if err := to[i].replica.Adopt(ctx, r.layer, e, p); err != nil {
 			if !answered(err) {
 				r.mayCome(from)
 			}
@@ -253,7 +254,7 @@ func (r *reconcile) salvage(ctx context.Context, d difference, b *pieceBuffer) e
 	answers := make([]answer, len(copies))
 	p, info := b.of(store.PageSize)
 	read := func(i int) error {
-		err := copies[i].replica.Read(ctx, r.v.chain[:1], d.Off, p, info)
+		err := copies[i].replica.Read(ctx, []store.LayerID{r.layer}, d.Off, p, info)
 		answers[i] = answer{info[0], errors.Is(err, store.ErrCorrupt), copies[i].standing}
 		if err != nil && !answers[i].corrupt {
 			return r.a.blame(copies[i].id, err)

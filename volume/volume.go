@@ -69,6 +69,13 @@ type Options struct {
 	Recorded map[ring.NodeID]Copy
 	// Stale are the copies that are recorded to be so, for the layers of Chain.
 	Stale []Stale
+	// CompareAll: Clean and Recorded are not known, nor which copies are in sync, but
+	// that those of Stale have nothing. All others are waited for and compared, with
+	// store.ErrFenced if a node has known Epoch or a higher one; ErrNoCopy if one has
+	// lost what it had. Served: the volume surely has been served.
+	CompareAll, Served bool
+	// KeepHoles: no copy is told that it may forget holes.
+	KeepHoles bool
 	// Records keeps what copies lack; nil: nothing can be recorded, so a copy that
 	// fails is waited for.
 	Records Records
