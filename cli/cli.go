@@ -44,7 +44,8 @@ type grammar struct {
 	Scrub      scrubCmd      `cmd:"" help:"Verify volumes: read every copy, compare them, rewrite what is bad."`
 	Volume     volumeCmds    `cmd:"" help:"Create, list, show, rename and delete volumes."`
 	Store      storeCmds     `cmd:"" help:"Look after the store of a node."`
-	Metadata   metadataCmds  `cmd:"" help:"Look after snapshots of the cluster's records."`
+	Metadata   metadataCmds  `cmd:"" help:"Look after snapshots of the cluster's records, and after a recovery."`
+	Recover    recoverCmd    `cmd:"" help:"Found the cluster's records anew, from a snapshot or from what one node has left of them."`
 	Version    versionCmd    `cmd:"" help:"Print the version of this program."`
 	Completion completionCmd `cmd:"" help:"Print a script that completes commands in a shell."`
 }

@@ -62,7 +62,7 @@ func exitCode(err error) int {
 	case is(cluster.ErrNotFound, node.ErrNoNode):
 		return exitNotFound
 	case is(cluster.ErrExists, cluster.ErrBusy, cluster.ErrOtherCluster,
-		node.ErrLocked, node.ErrFounded, segment.ErrLocked, syscall.EADDRINUSE):
+		node.ErrLocked, node.ErrFounded, node.ErrNothingLost, cluster.ErrRecovered, segment.ErrLocked, syscall.EADDRINUSE):
 		return exitConflict
 	}
 	return exitFailed

@@ -14,6 +14,10 @@ import (
 type metadataCmds struct {
 	List metadataListCmd `cmd:"" help:"List the snapshots of the cluster's records that a node keeps, also of one that is stopped."`
 	Save metadataSaveCmd `cmd:"" help:"Save the cluster's records, as they are now, to a file."`
+
+	Layers  metadataLayersCmd  `cmd:"" help:"List the layers that nodes have and no record names, as after a recovery."`
+	GiveUp  metadataGiveUpCmd  `cmd:"" help:"After a recovery, go on without the copies of a node that is gone for good."`
+	Confirm metadataConfirmCmd `cmd:"" help:"After a recovery, let data be removed again."`
 }
 
 // snapshotView is a snapshot as it is printed.

@@ -157,6 +157,9 @@ type joinCmd struct {
 // Run joins a cluster.
 func (c *joinCmd) Run(a *app) error {
 	have, err := c.begun()
+	if errors.Is(err, node.ErrFounded) || have.Founded && have.Recovery != (cluster.Recovery{}) {
+		return c.rejoin(a, have)
+	}
 	if err != nil {
 		return err
 	}
@@ -176,8 +179,25 @@ func (c *joinCmd) Run(a *app) error {
 		return fmt.Errorf("directory %s %w, begun for cluster %s, and %s is of cluster %s: choose another --data-dir",
 			c.DataDir, node.ErrFounded, have.Cluster, c.Peer, about.Cluster)
 	}
-	s.Cluster, s.Join = about.Cluster, about.Etcd
+	s.Cluster, s.Recovery, s.Join = about.Cluster, about.Recovery, about.Etcd
 	return a.serve(c.DataDir, s, "The node has joined the cluster and is running.")
+}
+
+// rejoin runs the node that a directory has, if the cluster's records were recovered
+// without it: it follows them from now on, with all its data.
+func (c *joinCmd) rejoin(a *app, have node.Settings) error {
+	about, err := node.Ask(a.ctx, string(c.Peer))
+	if err != nil {
+		return fmt.Errorf("no node of a cluster answers at %s: %s: name the API of one that runs", c.Peer, rootCause(err))
+	}
+	s, err := have.Rejoin(about)
+	if err != nil {
+		return fmt.Errorf("directory %s %w: run it with \"torus start --data-dir %s\", or choose another --data-dir", c.DataDir, err, c.DataDir)
+	}
+	if c.Name != "" { // it may have been refused for its name
+		s.Name = c.Name
+	}
+	return a.serve(c.DataDir, s, "The node follows the recovered records and is running.")
 }
 
 // basePort is the first port of a node that founds a cluster: what is given,

@@ -104,6 +104,11 @@ func newStatusView(ctx context.Context, r records) (statusView, error) {
 	for _, v := range s.Volumes {
 		s.Problems = append(s.Problems, v.problems(nodes)...)
 	}
+	recovery, err := recoveryProblems(ctx, r)
+	if err != nil {
+		return s, err
+	}
+	s.Problems = append(s.Problems, recovery...)
 	s.Healthy = len(s.Problems) == 0
 	return s, nil
 }

@@ -100,6 +100,24 @@ func (t *tx) sameRecords(ctx context.Context) error {
 	return sameRecovery(r.Recovery, t.c.info.Recovery)
 }
 
+// ErrUnconfirmed: nothing may be collected before an operator has confirmed the
+// recovery of the records.
+var ErrUnconfirmed = errors.New("the recovery of the cluster's records is not confirmed")
+
+// MayCollect returns nil if data that the records say is dead may be dropped (I8):
+// not before the operator has confirmed a recovery, as the records may have been those
+// of another time, or place, than was meant.
+func (c *Cluster) MayCollect(ctx context.Context) error {
+	is, err := c.Recovered(ctx)
+	if err == nil {
+		err = sameRecovery(is.Recovery, c.info.Recovery)
+	}
+	if err == nil && is.Recovery != (Recovery{}) && !is.Confirmed {
+		err = ErrUnconfirmed
+	}
+	return err
+}
+
 // ConfirmRecovery records that the operator is content with what was recovered:
 // what is recorded as dead is collected again (I8).
 func (c *Cluster) ConfirmRecovery(ctx context.Context) error {

@@ -10,6 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"go.uber.org/zap"
+
 	"torus/store"
 )
 
@@ -273,19 +278,40 @@ func TestPutAll(t *testing.T) {
 	}
 }
 
+// What a member has in its log, others may have acknowledged with it, though it has
+// not heard of that yet.
+func TestCommitLog(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "wal")
+	w, err := wal.Create(zap.NewNop(), dir, []byte("m"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(n uint64) *uint64 { return &n }
+	entries := []*raftpb.Entry{{Term: at(2), Index: at(1)}, {Term: at(2), Index: at(2)}, {Term: at(2), Index: at(3)}}
+	if err := errors.Join(w.Save(&raftpb.HardState{Term: at(2), Vote: at(7), Commit: at(1)}, entries), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := commitLog(dir); err != nil {
+		t.Fatal(err)
+	}
+	state, err := wal.Verify(zap.NewNop(), dir, &walpb.Snapshot{Index: at(0), Term: at(0)})
+	if err != nil || state.GetCommit() != 3 || state.GetTerm() != 2 || state.GetVote() != 7 {
+		t.Errorf("%v, %v", state, err)
+	}
+	if err := commitLog(t.TempDir()); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("without a log: %v", err)
+	}
+}
+
 // Of three voters one is left: its records are there, and its directory as it was.
 func TestReadSurvivor(t *testing.T) {
 	n1, n2, n3 := threeVoters(t)
 	if _, err := n1.CreateVolume(t.Context(), VolumeSpec{Name: "vol1", Size: 4096}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, func() error { // on n3 too
-		pairs, _, err := n3.seat.Server().KV().Range(t.Context(), keyVolumes, 0)
-		if err == nil && len(pairs) == 0 {
-			err = errors.New("no volume yet")
-		}
-		return err
-	})
+	if pairs, _, err := n3.seat.Server().KV().Range(t.Context(), keyVolumes, 0); err != nil || len(pairs) != 1 { // by now there too
+		t.Fatalf("%v, %v", pairs, err)
+	}
 	for _, n := range []*machine{n1, n2, n3} {
 		n.kill()
 	}

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.uber.org/zap"
 )
 
 // Saved is records that were read without a server.
@@ -62,10 +66,10 @@ func readSaved(path string) (s Saved, err error) {
 	return s, err
 }
 
-// ReadSurvivor returns the records that a stopped member has, as far as it knows them
-// to be committed: the last changes may be missing. The member's directory is left as
-// it is; a copy in scratch, which is removed, runs alone for a moment, so that its log
-// is applied. ErrNotFound if there is no member.
+// ReadSurvivor returns the records that a stopped member has, with all that is in its
+// log: what a majority without it has acknowledged is missing. The member's directory
+// is left as it is; a copy in scratch, which is removed, runs alone for a moment, so
+// that its log is applied. ErrNotFound if there is no member.
 func ReadSurvivor(ctx context.Context, o ServerOptions, scratch string) (s Saved, err error) {
 	if s, err = readSurvivor(ctx, o, scratch); err != nil {
 		return s, fmt.Errorf("records in %s: %w", o.Dir, err)
@@ -85,6 +89,9 @@ func readSurvivor(ctx context.Context, o ServerOptions, scratch string) (s Saved
 	if err := os.CopyFS(memberDir(scratch), os.DirFS(memberDir(o.Dir))); err != nil {
 		return s, err
 	}
+	if err := commitLog(filepath.Join(memberDir(scratch), "wal")); err != nil {
+		return s, err
+	}
 	o.Dir = scratch
 	alone := newServer(o.unseen())
 	alone.alone = true
@@ -95,6 +102,33 @@ func readSurvivor(ctx context.Context, o ServerOptions, scratch string) (s Saved
 		return s, err
 	}
 	return readSaved(filepath.Join(memberDir(scratch), "snap", "db"))
+}
+
+// commitLog has a stopped member take all of its log for committed. A member that goes
+// on alone drops what it does not know to be, which the others may have acknowledged
+// with its vote a moment before they were lost.
+func commitLog(dir string) error {
+	log := zap.NewNop()
+	snaps, err := wal.ValidSnapshotEntries(log, dir)
+	if err != nil || len(snaps) == 0 {
+		return fmt.Errorf("%w: etcd's log in %s: %v", ErrCorrupt, dir, err)
+	}
+	for repaired := false; ; repaired = true {
+		w, err := wal.Open(log, dir, snaps[len(snaps)-1])
+		if err != nil {
+			return err
+		}
+		_, state, entries, err := w.ReadAll()
+		if err == nil && len(entries) > 0 {
+			last := entries[len(entries)-1].GetIndex()
+			state.Commit = &last
+			err = w.Save(state, nil)
+		}
+		err = errors.Join(err, w.Close())
+		if !errors.Is(err, io.ErrUnexpectedEOF) || repaired || !wal.Repair(log, dir) { // cut off by the end of the machine
+			return err
+		}
+	}
 }
 
 // unseen returns o for a member that nobody is to find.

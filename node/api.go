@@ -15,11 +15,12 @@ import (
 // About is what the API says of a node at /v1/endpoints: enough to find the
 // cluster's records.
 type About struct {
-	Cluster cluster.ID `json:"cluster"`
-	Node    string     `json:"node"`
-	Version string     `json:"version"`
-	Etcd    []string   `json:"etcd"` // endpoints of etcd, each HOST:PORT
-	Exports []Exported `json:"exports"`
+	Cluster  cluster.ID       `json:"cluster"`
+	Recovery cluster.Recovery `json:"recovery,omitzero"` // of the records
+	Node     string           `json:"node"`
+	Version  string           `json:"version"`
+	Etcd     []string         `json:"etcd"` // endpoints of etcd, each HOST:PORT
+	Exports  []Exported       `json:"exports"`
 }
 
 // Exported is an address at which the node exports every volume.
@@ -59,6 +60,7 @@ func (n *Node) startAPI() {
 	l := n.apiListener
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/endpoints", n.serveAbout)
+	mux.HandleFunc("GET /v1/layers", n.serveLayers)
 	mux.HandleFunc("GET /health", n.serveHealth)
 	mux.HandleFunc("GET /metrics", n.serveMetrics)
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
@@ -83,7 +85,7 @@ func (n *Node) startAPI() {
 
 func (n *Node) serveAbout(w http.ResponseWriter, _ *http.Request) {
 	a := About{
-		Cluster: n.settings.Cluster, Node: n.settings.Name, Version: n.version,
+		Cluster: n.settings.Cluster, Recovery: n.settings.Recovery, Node: n.settings.Name, Version: n.version,
 		Etcd: n.records.Endpoints(), Exports: []Exported{},
 	}
 	for _, addr := range n.ExportAddrs() {

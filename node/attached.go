@@ -9,6 +9,7 @@ import (
 
 	"torus/cluster"
 	"torus/ring"
+	"torus/store"
 	"torus/volume"
 )
 
@@ -92,12 +93,33 @@ func (n *Node) attach(ctx context.Context, name string, o cluster.AttachOptions)
 			n.log.Info("volume attached", "volume", name, "epoch", att.Epoch, "clean", att.Volume.Clean)
 			return a, nil
 		}
+		again, err := n.tryAgain(ctx, att, err)
 		detached := n.detach(att, false)
-		if !errors.Is(err, volume.ErrAgain) || detached != nil || ctx.Err() != nil {
+		if !again || detached != nil || ctx.Err() != nil {
 			return nil, errors.Join(fmt.Errorf("volume %s: %w", name, err), detached)
 		}
 		n.log.Warn("volume is attached again", "volume", name, "cause", err)
 	}
+}
+
+// tryAgain says whether a volume that could not be opened is to be attached once more,
+// and why it could not. Nodes may know higher epochs than records that are older than
+// they. After a recovery of the records that is made good; without one, what the records
+// say of copies is as old, and nobody has said that they may be compared.
+func (n *Node) tryAgain(ctx context.Context, att *cluster.Attachment, err error) (bool, error) {
+	var fenced *store.FencedError
+	if !errors.As(err, &fenced) {
+		return errors.Is(err, volume.ErrAgain), err
+	}
+	if att.Uncompared {
+		raised := att.RaiseEpoch(ctx, fenced.Recorded)
+		return raised == nil, errors.Join(err, raised)
+	}
+	if v, verr := n.cluster.Volume(ctx, att.Volume.Name); verr == nil && v.Epoch == att.Epoch {
+		err = fmt.Errorf("%w: nobody has taken it since by the records, so these are older than the nodes' data: if etcd was restored "+
+			"from a snapshot, use \"torus recover --from FILE\" instead, which compares all copies", err)
+	}
+	return false, err
 }
 
 // untilLost returns a context that ends with the attachment too, as opening tries
@@ -142,6 +164,7 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUn
 		ReadOnly:  n.readOnly,
 		MinCopies: att.MinCopies(),
 		Clean:     att.Volume.Clean, Recorded: recorded(att.Incarnations), Stale: staleCopies(att.Stale),
+		CompareAll: att.Uncompared, Served: att.Served, KeepHoles: att.Unconfirmed,
 		Records: staleRecords{att}, Held: att.Held, HeldUntil: heldUntil, Pace: n.pace,
 		Logger: n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
 	})

@@ -28,7 +28,7 @@ func (n *Node) startBlocks() {
 		return
 	}
 	s := remote.NewServer(remote.ServerOptions{
-		Store: n.store, Cluster: string(n.settings.Cluster), Node: uint64(n.settings.ID), Logger: n.log.With("part", "blocks"),
+		Store: n.store, Cluster: n.recordsName(), Node: uint64(n.settings.ID), Logger: n.log.With("part", "blocks"),
 	})
 	n.blocks = s
 	var wg sync.WaitGroup

@@ -9,17 +9,26 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"torus/cluster"
 )
 
 // A data directory:
 //
 //	lock       held with flock while a process runs the node; its process ID
 //	node.json  how the node was set up (Settings)
-//	etcd/      the cluster's records, with the role etcd
+//	etcd/      the cluster's records, with the role etcd; etcd-RECOVERY/ after a recovery
 //	snapshots/ of the records, the last 24 hourly ones, with the role etcd
 //	store/     the pages, with the role storage
 
-func etcdDir(dir string) string { return filepath.Join(dir, "etcd") }
+// etcdDir is where a node keeps the records of a recovery. Each has a directory of its
+// own, so that members of different foundings never meet in one.
+func etcdDir(dir string, r cluster.Recovery) string {
+	if r == (cluster.Recovery{}) {
+		return filepath.Join(dir, "etcd")
+	}
+	return filepath.Join(dir, "etcd-"+r.String())
+}
 
 // StoreDir is where the node of a data directory keeps its pages.
 func StoreDir(dir string) string { return filepath.Join(dir, "store") }

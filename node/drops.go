@@ -50,7 +50,9 @@ func (n *Node) dropLoop(ctx context.Context, changed chan struct{}) {
 		case <-changed:
 		}
 		if err := dropDeleted(ctx, n.cluster, n.settings, n.store); err != nil && ctx.Err() == nil {
-			n.log.Warn("deleted layers not dropped, trying again", "in", dropRetry, "err", err)
+			if !errors.Is(err, cluster.ErrUnconfirmed) { // which status says
+				n.log.Warn("deleted layers not dropped, trying again", "in", dropRetry, "err", err)
+			}
 			pause(ctx, dropRetry)
 			signal(changed)
 		}
@@ -59,8 +61,12 @@ func (n *Node) dropLoop(ctx context.Context, changed chan struct{}) {
 
 // dropDeleted drops the layers whose records say that they are deleted, and
 // forgets the volumes that are gone with them; each is confirmed when that is
-// durable here (I8). Done twice it does no harm.
+// durable here (I8). Done twice it does no harm. cluster.ErrUnconfirmed if nothing may
+// be dropped.
 func dropDeleted(ctx context.Context, c *cluster.Cluster, self Settings, s store.Store) error {
+	if err := c.MayCollect(ctx); err != nil {
+		return err
+	}
 	layers, err := c.DroppedLayers(ctx, self.ID)
 	if err != nil {
 		return err

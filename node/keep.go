@@ -15,7 +15,7 @@ const keepRetry = time.Second
 // keep has a volume attached until ctx ends: after it was lost, because its
 // copies stopped answering or were started again, it is attached once more.
 // attached is called each time it is. The error says why it can't be kept:
-// somebody else has it, or it is gone. What else fails is tried again for ever, as
+// somebody else has it, it is gone, or the records are others. What else fails is tried again for ever, as
 // the nodes that are missing may be about to start; so is, if this process exports
 // other volumes too, one that was taken away.
 func (x *exports) keep(ctx context.Context, name string, attached func()) error {
@@ -33,7 +33,7 @@ func (x *exports) keep(ctx context.Context, name string, attached func()) error 
 			leave()
 			continue
 		case errors.Is(err, cluster.ErrBusy) && (!had || len(x.only) == 1),
-			errors.Is(err, nbd.ErrNotFound), errors.Is(err, nbd.ErrShutdown):
+			errors.Is(err, nbd.ErrNotFound), errors.Is(err, nbd.ErrShutdown), errors.Is(err, cluster.ErrRecovered):
 			return err
 		}
 		if text := err.Error(); text != said && ctx.Err() == nil {

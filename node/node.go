@@ -50,6 +50,8 @@ type Node struct {
 	process  cluster.Process
 	since    time.Time
 
+	recovered bool // it follows another recovery of the records from now on
+
 	member   *cluster.Server // as it was started; the seat's from then on
 	seat     *cluster.Seat   // nil without the role etcd
 	records  *cluster.Client // reaches etcd, here or elsewhere
@@ -135,7 +137,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err := n.listen(); err != nil {
 		return err
 	}
-	if !n.settings.Founded { // who the node is, before anything depends on it
+	if !n.settings.Founded || n.recovered { // who the node is, before anything depends on it
 		if err := n.settings.save(n.dir); err != nil {
 			return err
 		}
@@ -217,6 +219,7 @@ func (n *Node) decide() error {
 	case have.ID != n.settings.ID:
 		return fmt.Errorf("directory %s %w: %s, of cluster %s", n.dir, ErrFounded, have.Name, have.Cluster)
 	}
+	n.recovered = err == nil && have.Recovery != n.settings.Recovery
 	if n.settings.Port == 0 {
 		n.settings.Port, err = freePorts(n.settings.Listen)
 		return err

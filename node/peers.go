@@ -15,7 +15,7 @@ import (
 // peers are the stores of other nodes, one connection pool for each, shared by
 // all volumes of this process. Connecting is left to the first request.
 type peers struct {
-	cluster cluster.ID
+	records string // Node.recordsName
 	log     *slog.Logger
 
 	mu      sync.Mutex // guards what follows; not held while connections are closed
@@ -30,8 +30,8 @@ type peer struct {
 	store *remote.Client
 }
 
-func newPeers(c cluster.ID, log *slog.Logger) *peers {
-	return &peers{cluster: c, log: log, byNode: map[ring.NodeID]*peer{}}
+func newPeers(records string, log *slog.Logger) *peers {
+	return &peers{records: records, log: log, byNode: map[ring.NodeID]*peer{}}
 }
 
 // store returns the store of a node. If the node has moved, the connections to
@@ -57,7 +57,7 @@ func (p *peers) store(n cluster.Node) (store.Store, error) {
 		})
 	}
 	c := remote.NewClient(remote.ClientOptions{
-		Addr: n.Addresses.Blocks, Cluster: string(p.cluster), Node: uint64(n.ID), Logger: p.log.With("node", n.Name),
+		Addr: n.Addresses.Blocks, Cluster: p.records, Node: uint64(n.ID), Logger: p.log.With("node", n.Name),
 	})
 	p.byNode[n.ID] = &peer{n.Addresses.Blocks, c}
 	return c, nil

@@ -16,7 +16,7 @@ import (
 func (n *Node) serverOptions() cluster.ServerOptions {
 	s := n.settings
 	return cluster.ServerOptions{
-		Dir: etcdDir(n.dir), Cluster: s.Cluster, Node: s.ID, Listen: s.Listen, Advertise: s.Advertise, Insecure: s.Insecure,
+		Dir: etcdDir(n.dir, s.Recovery), Cluster: s.Cluster, Recovery: s.Recovery, Node: s.ID, Listen: s.Listen, Advertise: s.Advertise, Insecure: s.Insecure,
 		ClientPort: s.Port + 2, PeerPort: s.Port + 3, Log: n.log,
 	}
 }
@@ -25,14 +25,17 @@ func (n *Node) serverOptions() cluster.ServerOptions {
 // was a member when it ran last. The others are made members later, if at all.
 func (n *Node) startMember(ctx context.Context) (err error) {
 	founds := len(n.settings.Join) == 0
-	has, err := cluster.HasMember(etcdDir(n.dir))
+	dir := etcdDir(n.dir, n.settings.Recovery)
+	has, err := cluster.HasMember(dir)
 	switch {
 	case err != nil:
 		return err
 	case !founds && !has:
 		return nil
 	case founds && n.settings.Founded && !has:
-		return fmt.Errorf("directory %s: the records of cluster %s were here and are gone", etcdDir(n.dir), n.settings.Cluster)
+		return fmt.Errorf("directory %s: the records of cluster %s were here and are gone: if no other etcd member has them, "+
+			"found them anew with \"torus recover --data-dir %s --from FILE\", from a snapshot: see \"torus metadata list --data-dir %s\"",
+			dir, n.settings.Cluster, n.dir, n.dir)
 	}
 	if n.member, err = cluster.StartServer(ctx, n.serverOptions()); err != nil {
 		return n.orRemoved(ctx, err)
@@ -55,6 +58,9 @@ func (n *Node) orRemoved(ctx context.Context, cause error) error {
 	c, err := cluster.Open(ctx, kv, n.settings.Cluster, cluster.Options{Patience: askTimeout})
 	if err != nil {
 		return cause
+	}
+	if err := n.follows(c.Info().Recovery); err != nil {
+		return err
 	}
 	if there, err := c.Registered(ctx, n.settings.ID); err != nil || there {
 		return cause
@@ -96,10 +102,14 @@ func (n *Node) dialCluster(ctx context.Context) (err error) {
 	}
 	for {
 		n.cluster, err = cluster.Open(ctx, n.records, n.settings.Cluster, cluster.Options{Log: n.log.With("part", "cluster")})
+		if err == nil {
+			return n.follows(n.cluster.Info().Recovery)
+		}
 		if !errors.Is(err, cluster.ErrUnavailable) || ctx.Err() != nil {
 			return err
 		}
-		n.starting(fmt.Sprintf("the cluster's records: no majority of the etcd members at %v answers yet", n.records.Endpoints()))
+		n.starting(fmt.Sprintf("the cluster's records: no majority of the etcd members at %v answers yet "+
+			"(if most are lost for good: \"torus recover\" on one node, then \"torus join\" on the others)", n.records.Endpoints()))
 	}
 }
 
@@ -210,7 +220,7 @@ func (n *Node) remember(endpoints []string) error {
 // startPeers makes the connections to other nodes' stores possible, and what the
 // volumes share that bring them up to date.
 func (n *Node) startPeers() {
-	n.peers = newPeers(n.settings.Cluster, n.log.With("part", "peers"))
+	n.peers = newPeers(n.recordsName(), n.log.With("part", "peers"))
 	n.pace = volume.NewPace(n.repairRate.Load)
 	n.started("peers", n.peers.close)
 }

@@ -121,7 +121,16 @@ func (n *Node) keepAlive(ctx context.Context, p *cluster.Presence) {
 		if err := p.Renew(ctx, n.usage(ctx)); err != nil && ctx.Err() == nil {
 			n.log.Warn("could not say that this node lives", "err", err)
 		}
-		if there, err := n.cluster.Registered(ctx, n.settings.ID); err == nil && !there {
+		there, err := n.cluster.Registered(ctx, n.settings.ID)
+		if is, rerr := n.cluster.Recovered(ctx); rerr == nil {
+			if err := n.follows(is.Recovery); err != nil {
+				n.fail(err)
+				return
+			}
+		} else {
+			err = rerr // records that were founded anew may not have this node
+		}
+		if err == nil && !there {
 			n.leave(ctx)
 			n.fail(n.removed())
 			return

@@ -27,6 +27,9 @@ type Settings struct {
 	ID      ring.NodeID
 	Name    string
 	Cluster cluster.ID
+	// Recovery is the founding of the cluster's records that the node follows. Only an
+	// operator has it follow another: see Recover and Rejoin.
+	Recovery cluster.Recovery
 	// Founded is set once the cluster's first record is written, or the node has
 	// joined. From then on records that are missing were lost, and are never made
 	// anew.
@@ -159,6 +162,7 @@ type settingsFile struct {
 	ID         string     `json:"id"`
 	Name       string     `json:"name"`
 	Cluster    string     `json:"cluster"`
+	Recovery   string     `json:"recovery,omitempty"`
 	Founded    bool       `json:"founded"`
 	Registered bool       `json:"registered"`
 	Replicas   int        `json:"replicas"`
@@ -231,13 +235,16 @@ func decodeSettings(path string, b []byte) (Settings, error) {
 	for _, r := range f.Roles {
 		s.Roles = append(s.Roles, cluster.Role(r))
 	}
+	if err := s.Recovery.UnmarshalText([]byte(f.Recovery)); err != nil {
+		return Settings{}, fmt.Errorf("file %s: %w", path, err)
+	}
 	return s, nil
 }
 
 // save replaces node.json; it is durable on return.
 func (s Settings) save(dir string) error {
 	f := settingsFile{
-		Format: settingsFormat, ID: s.ID.String(), Name: s.Name, Cluster: string(s.Cluster), Founded: s.Founded, Registered: s.Registered,
+		Format: settingsFormat, ID: s.ID.String(), Name: s.Name, Cluster: string(s.Cluster), Recovery: s.Recovery.String(), Founded: s.Founded, Registered: s.Registered,
 		Replicas: s.Replicas, Join: s.Join, Listen: s.Listen, Advertise: s.Advertise, Port: s.Port, Insecure: s.Insecure, Zone: string(s.Zone), Host: s.Host,
 		Capacity: s.Capacity, Reserve: s.Reserve, NBD: nbdFile(s.NBD),
 	}
