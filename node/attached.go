@@ -76,18 +76,18 @@ func (n *Node) holder() cluster.Holder {
 
 // attach takes the volume and makes it ready to serve.
 func (n *Node) attach(ctx context.Context, name string, o cluster.AttachOptions) (*attached, error) {
-	var heldUntil time.Time // by one that was taken by force
+	var held time.Time
 	for {
 		att, err := n.cluster.Attach(ctx, name, n.holder(), o)
 		if err != nil {
 			return nil, err
 		}
 		o.Force = false // once, or two of them would take it from each other for ever
-		if att.Replaced != nil && !n.provenDead(att.Replaced.Holder) {
-			heldUntil = time.Now().Add(n.cluster.Lease())
+		if held.IsZero() {
+			held = heldUntil(att, time.Now(), n.cluster.Lease())
 		}
 		opening, end := untilLost(ctx, att)
-		a, err := n.openAttached(opening, att, heldUntil)
+		a, err := n.openAttached(opening, att, held)
 		end()
 		if err == nil {
 			n.log.Info("volume attached", "volume", name, "epoch", att.Epoch, "clean", att.Volume.Clean)
@@ -120,6 +120,18 @@ func (n *Node) tryAgain(ctx context.Context, att *cluster.Attachment, err error)
 			"from a snapshot, use \"torus recover --from FILE\" instead, which compares all copies", err)
 	}
 	return false, err
+}
+
+// heldUntil returns until when somebody who served the volume before may answer
+// reads from a node that is not fenced; zero if nobody does. That is not only
+// whoever att took it from: that one may have taken it by force, and have been
+// gone before it had fenced the nodes. But who served has fenced those before it,
+// or waited for their leases, so nobody is left when it detached cleanly.
+func heldUntil(att *cluster.Attachment, now time.Time, lease time.Duration) time.Time {
+	if att.Volume.Clean {
+		return time.Time{}
+	}
+	return now.Add(lease)
 }
 
 // untilLost returns a context that ends with the attachment too, as opening tries

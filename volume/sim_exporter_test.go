@@ -145,7 +145,7 @@ func (s *session) open(ctx context.Context) (*volume.Volume, error) {
 		stale = append(stale, volume.Stale{Node: r.Node, Layer: r.Layer, Since: r.Since, Why: r.Why})
 	}
 	var heldUntil time.Time
-	if att.Replaced != nil && !w.provenDead(att.Replaced.Holder) {
+	if !att.Volume.Clean {
 		heldUntil = time.Now().Add(leaseTime)
 	}
 	return volume.Open(ctx, volume.Options{
