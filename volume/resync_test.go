@@ -478,3 +478,61 @@ func TestPauses(t *testing.T) {
 		pauses("it lasted", fails("syncs fail with unreachable"), s/2, s)
 	})
 }
+
+// TestResyncCrash: the node, the copy that it is brought up to date from, or the
+// exporter ends amid a resync, by a signal or with the machine's power; the copies
+// are equal in the end, also in what was on no disk yet.
+func TestResyncCrash(t *testing.T) {
+	for _, who := range []string{"node", "source", "exporter"} {
+		for _, power := range []bool{false, true} {
+			for after := range 6 {
+				synctest.Test(t, func(t *testing.T) {
+					c := newNodes(3, 3, rand.New(rand.NewPCG(11, uint64(after))))
+					diverge(t, c, rand.New(rand.NewPCG(13, uint64(after))), 1<<20)
+					f := faulty(c)
+					inject(f[2], fmt.Sprintf("adopts hang after %d", 1+3*after))
+					dial := func(_ context.Context, id ring.NodeID) (store.Store, error) { return c.stores[id-1], nil }
+					o := c.options(2, 1<<20)
+					o.Dial = dial
+					v, err := Open(context.Background(), o)
+					must(t, err)
+					time.Sleep(time.Second)
+					if s := stateOf(v, 3); s != catching {
+						t.Fatalf("node 3 is %v", s)
+					}
+					restart := func(i int) {
+						d := c.disks[i]
+						if d.Kill(); power {
+							d.PowerCut()
+						}
+						c.stores[i] = d.Open()
+						f[i].Clear()
+					}
+					switch who {
+					case "node":
+						restart(2)
+					case "source":
+						restart(0)
+						f[2].Clear()
+					case "exporter":
+						v.stop(errGone)
+						f[2].Clear()
+						v.Close()
+						o = c.options(3, 1<<20)
+						o.Dial = dial
+						v, err = Open(context.Background(), o)
+						must(t, err)
+					}
+					defer func() { v.Close() }()
+					write(t, v, []byte("x"), 0)
+					joins(t, v)
+					must(t, v.Sync())
+					c.alike(t, o)
+					if len(c.stale) != 0 {
+						t.Errorf("recorded stale still: %v", c.stale)
+					}
+				})
+			}
+		}
+	}
+}
