@@ -109,8 +109,14 @@ func TestRecoverRecords(t *testing.T) {
 	if err := first.Detach(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
+	if err := r.MayCollect(t.Context()); !errors.Is(err, ErrUnconfirmed) {
+		t.Errorf("before it is confirmed: %v", err)
+	}
 	if err := r.ConfirmRecovery(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if err := r.MayCollect(t.Context()); err != nil {
+		t.Error(err)
 	}
 	if second := r.attach(t, "vol1", holder(2)); second.Uncompared || second.Unconfirmed || !second.Volume.Clean || len(second.Incarnations) != 1 {
 		t.Errorf("attached the second time as %+v", second)
