@@ -37,8 +37,8 @@ func TestAttachWithoutNode(t *testing.T) {
 				if took := time.Since(began); took < max(held, attachGrace) || took > max(held, attachGrace)+10*time.Second {
 					t.Errorf("%s, held %v: opened after %v", fault, held, took)
 				}
-				if since, is := c.stale[2][testHead]; !is || since != mark || len(c.found.Copies) != 2 {
-					t.Errorf("%s: recorded %v, want since %v; copies %v", fault, c.stale, mark, c.found.Copies)
+				if since, is := c.lacks()[2][testHead]; !is || since != mark || len(c.found.Copies) != 2 {
+					t.Errorf("%s: recorded %v, want since %v; copies %v", fault, c.lacks(), mark, c.found.Copies)
 				}
 				f[1].Remove(hang)
 				joins(t, v)
@@ -119,8 +119,8 @@ func TestAttachAgainAfterAdopt(t *testing.T) {
 				t.Errorf("%s, %s: %v", test.fault, test.peer, err)
 			}
 			if err == nil {
-				if c.stale[test.lost] == nil || len(c.stale) != 1 {
-					t.Errorf("%s, %s: recorded %v", test.fault, test.peer, c.stale)
+				if c.lacks()[test.lost] == nil || len(c.lacks()) != 1 {
+					t.Errorf("%s, %s: recorded %v", test.fault, test.peer, c.lacks())
 				}
 				f[2].Clear()
 				v.Close()

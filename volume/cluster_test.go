@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"torus/ring"
@@ -23,14 +24,68 @@ type nodes struct {
 	stores []store.Store
 	copies int
 
-	recorded              map[ring.NodeID]Copy // by the Open that served last
-	found                 Found                // by it
-	stale                 map[ring.NodeID]map[store.LayerID]store.Version
-	hookServing           func(Found) error
-	hookStale, hookInSync func() error
+	found       Found // by the Open that served last
+	hookServing func(Found) error
+
+	mu                  sync.Mutex           // guards what follows; the hooks are called without it
+	recorded            map[ring.NodeID]Copy // is replaced, never changed
+	stale               staleMap
+	doStale, doesInSync func() error
+}
+
+// staleMap is what each node is recorded to lack.
+type staleMap map[ring.NodeID]map[store.LayerID]store.Version
+
+// hookStale has f called before something is recorded stale; its error is the record's.
+func (c *nodes) hookStale(f func() error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.doStale = f
+}
+
+// hookInSync is hookStale of what is recorded to be in sync.
+func (c *nodes) hookInSync(f func() error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.doesInSync = f
+}
+
+// records returns what is recorded.
+func (c *nodes) records() (map[ring.NodeID]Copy, staleMap) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stale := staleMap{}
+	for n, layers := range c.stale {
+		stale[n] = maps.Clone(layers)
+	}
+	return c.recorded, stale
+}
+
+// lacks returns what is recorded stale.
+func (c *nodes) lacks() staleMap {
+	_, stale := c.records()
+	return stale
+}
+
+// setStale records what is stale, in place of what was.
+func (c *nodes) setStale(stale staleMap) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stale = stale
 }
 
 type memRecords nodes
+
+// hooked calls a hook.
+func (r *memRecords) hooked(hook *func() error) error {
+	r.mu.Lock()
+	f := *hook
+	r.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f()
+}
 
 func (r *memRecords) Serving(_ context.Context, f Found) error {
 	if r.hookServing != nil {
@@ -39,20 +94,22 @@ func (r *memRecords) Serving(_ context.Context, f Found) error {
 		}
 	}
 	r.found = f
-	if r.recorded == nil {
-		r.recorded = map[ring.NodeID]Copy{}
-	}
-	r.recorded = maps.Clone(r.recorded)
-	maps.Copy(r.recorded, f.Copies)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	recorded := map[ring.NodeID]Copy{}
+	maps.Copy(recorded, r.recorded)
+	maps.Copy(recorded, f.Copies)
+	r.recorded = recorded
 	for _, s := range f.Stale {
 		r.put(s.Node, s.Layer, s.Since)
 	}
 	return nil
 }
 
+// put is called with mu held.
 func (r *memRecords) put(n ring.NodeID, l store.LayerID, since store.Version) {
 	if r.stale == nil {
-		r.stale = map[ring.NodeID]map[store.LayerID]store.Version{}
+		r.stale = staleMap{}
 	}
 	if r.stale[n] == nil {
 		r.stale[n] = map[store.LayerID]store.Version{}
@@ -63,11 +120,11 @@ func (r *memRecords) put(n ring.NodeID, l store.LayerID, since store.Version) {
 }
 
 func (r *memRecords) Stale(_ context.Context, n ring.NodeID, why string, since map[store.LayerID]store.Version) error {
-	if r.hookStale != nil {
-		if err := r.hookStale(); err != nil {
-			return err
-		}
+	if err := r.hooked(&r.doStale); err != nil {
+		return err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for l, s := range since {
 		r.put(n, l, s)
 	}
@@ -75,17 +132,18 @@ func (r *memRecords) Stale(_ context.Context, n ring.NodeID, why string, since m
 }
 
 func (r *memRecords) InSync(_ context.Context, n ring.NodeID, now Copy, layers []store.LayerID) error {
-	if r.hookInSync != nil {
-		if err := r.hookInSync(); err != nil {
-			return err
-		}
+	if err := r.hooked(&r.doesInSync); err != nil {
+		return err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, l := range layers {
 		delete(r.stale[n], l)
 	}
 	if len(r.stale[n]) == 0 {
 		delete(r.stale, n)
 	}
+	r.recorded = maps.Clone(r.recorded)
 	r.recorded[n] = now
 	return nil
 }
@@ -117,9 +175,9 @@ func (c *nodes) start() {
 // c, c+1, ..., so that neighbouring chunks have different copies.
 func (c *nodes) options(e store.Epoch, size int64) Options {
 	o := Options{ID: testVolume, Epoch: e, Chain: []store.LayerID{testHead}, Size: size, Stores: map[ring.NodeID]store.Store{}}
-	o.Recorded = c.recorded
-	o.Records = (*memRecords)(c)
-	for id, layers := range c.stale {
+	recorded, stale := c.records()
+	o.Recorded, o.Records = recorded, (*memRecords)(c)
+	for id, layers := range stale {
 		for l, since := range layers {
 			o.Stale = append(o.Stale, Stale{Node: id, Layer: l, Since: since})
 		}

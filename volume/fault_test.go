@@ -237,7 +237,7 @@ func TestWriteGoesOn(t *testing.T) {
 			c := newNodes(3, 3, nil)
 			f := faulty(c)
 			recorded := make(chan struct{})
-			c.hookStale = func() error { <-recorded; return nil }
+			c.hookStale(func() error { <-recorded; return nil })
 			v, err := Open(context.Background(), c.options(1, 4<<20))
 			must(t, err)
 			inject(f[2], fault)
@@ -257,12 +257,12 @@ func TestWriteGoesOn(t *testing.T) {
 			if !strings.Contains(fault, "fenced") {
 				w.ends(t, fault, nil)
 				r.ends(t, "the read", nil)
-				if len(c.stale[3]) == 0 {
+				if len(c.lacks()[3]) == 0 {
 					t.Errorf("%s: acknowledged, and not recorded", fault)
 				}
 				must(t, v.Sync())
 				time.Sleep(10 * time.Second)
-				if len(c.stale[3]) != 0 {
+				if len(c.lacks()[3]) != 0 {
 					t.Errorf("%s: recorded stale still", fault)
 				}
 				must(t, v.Close())
@@ -287,7 +287,7 @@ func TestFlushGoesOn(t *testing.T) {
 		write(t, v, []byte("x"), 0)
 		inject(f[1], "syncs fail once")
 		must(t, v.Sync())
-		if len(c.stale[2]) == 0 {
+		if len(c.lacks()[2]) == 0 {
 			t.Error("answered, and not recorded")
 		}
 		must(t, v.Close())
@@ -307,8 +307,8 @@ func TestLastCopyWaits(t *testing.T) {
 		w.waits(t, "the write")
 		time.Sleep(time.Second)
 		w.ends(t, "the write", nil)
-		if len(c.stale) != 0 {
-			t.Errorf("recorded stale: %v", c.stale)
+		if len(c.lacks()) != 0 {
+			t.Errorf("recorded stale: %v", c.lacks())
 		}
 		must(t, v.Close())
 	})
@@ -327,7 +327,7 @@ func TestMinCopiesHold(t *testing.T) {
 		inject(f[1], "writes fail with unreachable once")
 		w := begin(func() error { _, err := v.WriteAt([]byte("x"), 0); return err })
 		w.waits(t, "the write")
-		if len(c.stale[2]) == 0 {
+		if len(c.lacks()[2]) == 0 {
 			t.Error("held, and not recorded")
 		}
 		m := begin(func() error { _, err := v.WriteAt([]byte("merge"), 5); return err })

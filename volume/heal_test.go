@@ -245,7 +245,7 @@ func TestScrubAwaitsCopies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newNodes(2, 2, nil)
 		f := faulty(c)
-		c.hookStale = func() error { return ErrNotDone }
+		c.hookStale(func() error { return ErrNotDone })
 		v, err := Open(context.Background(), c.options(1, 64<<20))
 		must(t, err)
 		defer v.Close()

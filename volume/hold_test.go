@@ -35,7 +35,7 @@ func TestRecordBeforeAck(t *testing.T) {
 			c := newNodes(3, 3, nil)
 			f := faulty(c)
 			recorded := make(chan struct{})
-			c.hookStale = func() error { <-recorded; return nil }
+			c.hookStale(func() error { <-recorded; return nil })
 			v, err := Open(context.Background(), c.options(1, 64<<20))
 			must(t, err)
 			defer v.Close()
@@ -49,7 +49,7 @@ func TestRecordBeforeAck(t *testing.T) {
 			l.waits(t, what)
 			close(recorded)
 			l.ends(t, what, nil)
-			if len(c.stale[2]) == 0 {
+			if len(c.lacks()[2]) == 0 {
 				t.Errorf("%s: acknowledged, and not recorded", what)
 			}
 			f[1].Clear()
@@ -78,13 +78,12 @@ func TestUnknownOutcomeIsWaitedFor(t *testing.T) {
 			must(t, err)
 			defer v.Close()
 			write(t, v, []byte("not flushed"), 0)
-			outcome := test.outcome
-			c.hookStale = func() error {
+			c.hookStale(func() error {
 				if test.done {
-					c.stale = map[ring.NodeID]map[store.LayerID]store.Version{1: {testHead: v.durable()}}
+					c.setStale(staleMap{1: {testHead: v.durable()}})
 				}
-				return outcome
-			}
+				return test.outcome
+			})
 			inject(f[0], "writes fail with unreachable once")
 			w := begin(func() error { _, err := v.WriteAt(make([]byte, 4096), 0); return err })
 			w.waits(t, "the write")
@@ -94,8 +93,8 @@ func TestUnknownOutcomeIsWaitedFor(t *testing.T) {
 			if test.back {
 				w.ends(t, "the write", nil)
 				flush.ends(t, "the flush", nil)
-				if !allInSync(v) || len(c.stale) > 0 {
-					t.Errorf("status %+v, recorded %v", v.Status(), c.stale)
+				if !allInSync(v) || len(c.lacks()) > 0 {
+					t.Errorf("status %+v, recorded %v", v.Status(), c.lacks())
 				}
 				return
 			}
@@ -105,7 +104,7 @@ func TestUnknownOutcomeIsWaitedFor(t *testing.T) {
 			if n, s := v.Stats().Failovers, stateOf(v, 1); n != 0 || s != failing {
 				t.Errorf("read from it %d times, it is %v", n, s)
 			}
-			outcome = nil
+			c.hookStale(nil)
 			time.Sleep(10 * time.Second)
 			w.ends(t, "the write", nil)
 			flush.ends(t, "the flush", nil)
@@ -241,7 +240,7 @@ func TestSinceIsWhatWasTold(t *testing.T) {
 		goesAway(t, v, 3)
 		write(t, v, []byte("missed"), 16384)
 		must(t, v.settleNow())
-		if got := c.stale[3][testHead]; got != told {
+		if got := c.lacks()[3][testHead]; got != told {
 			t.Errorf("since %v, want %v", got, told)
 		}
 		f[2].Clear()
@@ -259,21 +258,20 @@ func TestPendingKeepsItsLayers(t *testing.T) {
 		must(t, err)
 		write(t, v, []byte("sealed"), 0)
 		must(t, v.Close())
-		c.stale = map[ring.NodeID]map[store.LayerID]store.Version{3: {testHead: 0, testHead + 1: 0}}
+		c.setStale(staleMap{3: {testHead: 0, testHead + 1: 0}})
 		o := c.options(2, 1<<20)
 		o.Chain = []store.LayerID{testHead + 1, testHead}
-		answer := errors.New("no answer")
-		c.hookInSync = func() error { return answer }
+		c.hookInSync(func() error { return errors.New("no answer") })
 		v, err = Open(context.Background(), o)
 		must(t, err)
 		defer v.Close()
 		catches(t, v, 3, pending)
 		n := v.place.node(3)
 		v.failed(n, n.view.Load(), store.ErrUnreachable)
-		answer = nil
+		c.hookInSync(nil)
 		joins(t, v)
-		if len(c.stale) > 0 {
-			t.Errorf("recorded stale still: %v", c.stale)
+		if len(c.lacks()) > 0 {
+			t.Errorf("recorded stale still: %v", c.lacks())
 		}
 	})
 }
@@ -287,9 +285,9 @@ func TestPendingFailsAndPeerIsReborn(t *testing.T) {
 		v, err := Open(context.Background(), c.options(1, 1<<20))
 		must(t, err)
 		goesAway(t, v, 2)
-		c.hookInSync = func() error { return errors.New("no answer") }
+		c.hookInSync(func() error { return errors.New("no answer") })
 		catches(t, v, 2, pending)
-		c.hookStale = func() error { return ErrNotDone }
+		c.hookStale(func() error { return ErrNotDone })
 		n := v.place.node(2)
 		v.failed(n, n.view.Load(), store.ErrUnreachable)
 		w := begin(func() error { _, err := v.WriteAt(make([]byte, 4096), 0); return err })
@@ -358,7 +356,7 @@ func TestLapsedReadWaits(t *testing.T) {
 		c := newNodes(3, 3, nil)
 		f := faulty(c)
 		recorded := make(chan struct{})
-		c.hookStale = func() error { <-recorded; return nil }
+		c.hookStale(func() error { <-recorded; return nil })
 		o := c.options(1, 4<<20)
 		o.Held = func() bool { return false }
 		v, err := Open(context.Background(), o)
@@ -483,7 +481,7 @@ func TestCloseWhileHeld(t *testing.T) {
 			if fault == "min-copies" {
 				o.MinCopies = 2
 			} else {
-				c.hookStale = func() error { return errors.New("no answer") }
+				c.hookStale(func() error { return errors.New("no answer") })
 			}
 			v, err := Open(context.Background(), o)
 			must(t, err)
@@ -530,7 +528,7 @@ func TestCloseCleanWhileAway(t *testing.T) {
 		c.alike(t, o)
 
 		recorded := make(chan struct{})
-		c.hookStale = func() error { <-recorded; return nil }
+		c.hookStale(func() error { <-recorded; return nil })
 		n := v.place.node(3)
 		v.failed(n, n.view.Load(), store.ErrUnreachable)
 		l := begin(v.Close)
@@ -560,16 +558,16 @@ func TestChunksOfManyNodes(t *testing.T) {
 			inject(f[id-1], "requests fail with unreachable")
 		}
 		begin(func() error { return all('b') }).ends(t, "a write over nodes 1 and 4", nil)
-		if len(c.stale) != 2 || len(c.stale[1]) == 0 || len(c.stale[4]) == 0 {
-			t.Fatalf("recorded %v", c.stale)
+		if len(c.lacks()) != 2 || len(c.lacks()[1]) == 0 || len(c.lacks()[4]) == 0 {
+			t.Fatalf("recorded %v", c.lacks())
 		}
 		inject(f[1], "requests fail with unreachable") // node 2: the last copy of chunk 0
 		whole := begin(func() error { return all('c') })
 		whole.waits(t, "a write over the last copy of chunk 0")
 		beside := begin(func() error { _, err := v.WriteAt([]byte("x"), 2*store.ChunkSize+5000); return err })
 		beside.waits(t, "a merge behind it")
-		if len(c.stale) != 2 {
-			t.Fatalf("recorded %v", c.stale)
+		if len(c.lacks()) != 2 {
+			t.Fatalf("recorded %v", c.lacks())
 		}
 		f[1].Clear()
 		time.Sleep(10 * time.Second)

@@ -558,9 +558,9 @@ func TestReconcileInterrupted(t *testing.T) {
 				inject(f[node], fault)
 				v, err := Open(context.Background(), o)
 				must(t, err)
-				_, out := c.stale[ring.NodeID(node+1)]
+				_, out := c.lacks()[ring.NodeID(node+1)]
 				if !out && !(node > 0 && fault == "reads fail") && !strings.Contains(fault, "after") { // that node had nothing to do
-					t.Errorf("%s on node %d: stale are %v", fault, node+1, c.stale)
+					t.Errorf("%s on node %d: stale are %v", fault, node+1, c.lacks())
 				}
 				v.cancel() // as if the process had ended
 				v.settle.end()

@@ -71,7 +71,7 @@ func TestRefusedIsUndone(t *testing.T) {
 		goesAway(t, v, 3)
 		inject(f[2], "syncs hang")
 		catches(t, v, 3, joining)
-		c.hookStale = func() error { return ErrNotDone }
+		c.hookStale(func() error { return ErrNotDone })
 		for i, n := range v.place.nodes[:2] {
 			inject(f[i], "attaches fail with unreachable")
 			v.failed(n, n.view.Load(), store.ErrUnreachable)
@@ -90,7 +90,7 @@ func TestRefusedIsUndone(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		w.ends(t, "the write", store.ErrNoSpace)
-		c.hookStale = nil
+		c.hookStale(nil)
 		undone(t, c, v, f)
 	})
 }
@@ -100,7 +100,7 @@ func TestRefusedIsUndone(t *testing.T) {
 // and is done without before that is refused.
 func TestRefusedAfterNoAnswer(t *testing.T) {
 	inThree(t, func(t *testing.T, c *nodes, v *Volume, f []*faultstore.Store) {
-		c.hookStale = func() error { return ErrNotDone }
+		c.hookStale(func() error { return ErrNotDone })
 		inject(f[0], "writes apply and fail with unreachable once")
 		inject(f[0], "writes fail with no-space after 1")
 		inject(f[1], "writes fail with no-space once")
@@ -111,7 +111,7 @@ func TestRefusedAfterNoAnswer(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		w.waits(t, "a write that a node in sync may have")
 		r.waits(t, "a read of it")
-		c.hookStale = nil
+		c.hookStale(nil)
 		time.Sleep(10 * time.Second)
 		w.ends(t, "the write", store.ErrNoSpace)
 		r.ends(t, "the read", nil)
@@ -194,15 +194,15 @@ func TestAnsweredIsNotAskedAgain(t *testing.T) {
 		hang := inject(f[1], "writes hang once")
 		w := writeNew(v)
 		inject(f[0], "writes fail with no-space")
-		c.hookStale = func() error { return ErrNotDone }
+		c.hookStale(func() error { return ErrNotDone })
 		n := v.place.node(1)
 		v.failed(n, n.view.Load(), store.ErrUnreachable)
 		catches(t, v, 1, inSync)
-		c.hookStale = nil
+		c.hookStale(nil)
 		f[1].Remove(hang)
 		w.ends(t, "the write", nil)
-		if !allInSync(v) || len(c.stale) > 0 {
-			t.Errorf("status %+v, recorded %v", v.Status(), c.stale)
+		if !allInSync(v) || len(c.lacks()) > 0 {
+			t.Errorf("status %+v, recorded %v", v.Status(), c.lacks())
 		}
 		must(t, v.Sync())
 		c.equal(t, c.options(1, 4<<20))

@@ -100,7 +100,7 @@ func diverge(t *testing.T, c *nodes, rng *rand.Rand, size int64) (o Options, une
 		})
 	}
 	id := ring.NodeID(last + 1)
-	c.stale = map[ring.NodeID]map[store.LayerID]store.Version{id: {testHead: since}}
+	c.setStale(staleMap{id: {testHead: since}})
 	o = c.options(1, size)
 	for off := int64(0); off < size; off += store.ChunkSize {
 		ids := o.Place(ring.ChunkIndex(off / store.ChunkSize))
@@ -137,8 +137,8 @@ func TestResync(t *testing.T) {
 				if p := &v.place.nodes[test.nodes-1].progress; p.done.Load() != unequal || p.total.Load() != unequal {
 					t.Errorf("%d of %d bytes were brought, %d differed", p.done.Load(), p.total.Load(), unequal)
 				}
-				if len(c.stale) != 0 {
-					t.Errorf("recorded stale still: %v", c.stale)
+				if len(c.lacks()) != 0 {
+					t.Errorf("recorded stale still: %v", c.lacks())
 				}
 			})
 		})
@@ -192,7 +192,7 @@ func TestResyncEmptyDisk(t *testing.T) {
 			diverge(t, c, rand.New(rand.NewPCG(1, 2)), 1<<20)
 			c.stores[2] = newNodes(1, 1, nil).stores[0]
 			if !recorded {
-				c.stale = nil
+				c.setStale(nil)
 			}
 			o := c.options(2, 1<<20)
 			v, err := Open(context.Background(), o)
@@ -200,8 +200,8 @@ func TestResyncEmptyDisk(t *testing.T) {
 			defer v.Close()
 			joins(t, v)
 			c.alike(t, o)
-			if len(c.stale) != 0 || c.recorded[3].Identity == 0 {
-				t.Errorf("recorded %v, stale %v", c.recorded, c.stale)
+			if len(c.lacks()) != 0 || c.recorded[3].Identity == 0 {
+				t.Errorf("recorded %v, stale %v", c.recorded, c.lacks())
 			}
 		})
 	}
@@ -283,8 +283,8 @@ func TestFlushWhileJoining(t *testing.T) {
 		must(t, err)
 		defer v.Close()
 		time.Sleep(5 * time.Second)
-		if s := stateOf(v, 3); s != joining || len(c.stale) == 0 {
-			t.Fatalf("node 3 is %v, its record %v", s, c.stale)
+		if s := stateOf(v, 3); s != joining || len(c.lacks()) == 0 {
+			t.Fatalf("node 3 is %v, its record %v", s, c.lacks())
 		}
 		write(t, v, []byte("x"), 0)
 		flush := begin(v.Sync)
@@ -315,8 +315,8 @@ func TestLetGo(t *testing.T) {
 			v.LetGo(id)
 			write(t, v, []byte("x"), 0)
 			must(t, v.Sync())
-			if s := stateOf(v, id); (s == away) != test.goes || (c.stale[id] != nil) != test.goes {
-				t.Fatalf("%d copies, min %d: node %v is %v, recorded %v", test.copies, test.min, id, s, c.stale)
+			if s := stateOf(v, id); (s == away) != test.goes || (c.lacks()[id] != nil) != test.goes {
+				t.Fatalf("%d copies, min %d: node %v is %v, recorded %v", test.copies, test.min, id, s, c.lacks())
 			}
 			if test.goes {
 				inject(f[id-1], "requests fail with unreachable")
@@ -366,13 +366,7 @@ func TestLateClear(t *testing.T) {
 			c := newNodes(3, 3, nil)
 			diverge(t, c, rand.New(rand.NewPCG(9, 9)), 1<<20)
 			o := c.options(2, 1<<20)
-			answers := false
-			c.hookInSync = func() error {
-				if answers {
-					return nil
-				}
-				return errors.New("no answer")
-			}
+			c.hookInSync(func() error { return errors.New("no answer") })
 			v, err := Open(context.Background(), o)
 			must(t, err)
 			defer v.Close()
@@ -381,20 +375,20 @@ func TestLateClear(t *testing.T) {
 				t.Fatalf("status %+v", s)
 			}
 			if late {
-				delete(c.stale, 3)
+				c.setStale(nil)
 			}
 			n := v.place.node(3)
-			recorded := errors.New("no answer either")
-			c.hookStale = func() error { return recorded }
+			c.hookStale(func() error { return errors.New("no answer either") })
 			v.failed(n, n.view.Load(), store.ErrUnreachable)
 			time.Sleep(time.Minute)
 			if s := stateOf(v, 3); s != failing {
 				t.Fatalf("not recorded, node 3 is %v", s)
 			}
-			recorded, answers = nil, true
+			c.hookStale(nil)
+			c.hookInSync(nil)
 			joins(t, v)
-			if len(c.stale) != 0 || !allInSync(v) {
-				t.Errorf("recorded %v, status %+v", c.stale, v.Status())
+			if len(c.lacks()) != 0 || !allInSync(v) {
+				t.Errorf("recorded %v, status %+v", c.lacks(), v.Status())
 			}
 		})
 	}
@@ -418,8 +412,8 @@ func TestCloseWhileCatching(t *testing.T) {
 		if err := v.Close(); err != nil || time.Since(began) > 0 {
 			t.Errorf("closed after %v: %v", time.Since(began), err)
 		}
-		if c.stale[3] == nil {
-			t.Errorf("recorded %v", c.stale)
+		if c.lacks()[3] == nil {
+			t.Errorf("recorded %v", c.lacks())
 		}
 	})
 }

@@ -27,8 +27,8 @@ func TestResyncWithoutPeer(t *testing.T) {
 		write(t, v, []byte("node 2 alone has it"), store.ChunkSize)
 		inject(f[1], "extents,reads fail with unreachable")
 		time.Sleep(time.Minute)
-		if s := stateOf(v, 3); s == inSync || len(c.stale[3]) == 0 {
-			t.Errorf("node 3 is %v, its record %v", s, c.stale[3])
+		if s := stateOf(v, 3); s == inSync || len(c.lacks()[3]) == 0 {
+			t.Errorf("node 3 is %v, its record %v", s, c.lacks()[3])
 		}
 		f[1].Clear()
 		joins(t, v)
