@@ -78,15 +78,15 @@ func TestRefusedIsUndone(t *testing.T) {
 		}
 		w := writeNew(v)
 		w.waits(t, "a write while no copy is in sync")
+		n := v.place.node(3)
+		v.failed(n, n.view.Load(), store.ErrUnreachable) // before its sync ends
 		f[2].Clear()
 		inject(f[2], "writes fail with no-space")
-		n := v.place.node(3)
-		v.failed(n, n.view.Load(), store.ErrUnreachable)
 		time.Sleep(5 * time.Second) // it comes back, and refuses
 		w.waits(t, "the write")
 		for i := range 2 {
 			f[i].Clear()
-			inject(f[i], "writes fail with no-space once")
+			inject(f[i], "writes fail with no-space")
 		}
 		time.Sleep(5 * time.Second)
 		w.ends(t, "the write", store.ErrNoSpace)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -426,8 +427,11 @@ func TestPauses(t *testing.T) {
 		c := newNodes(3, 3, nil)
 		f := faulty(c)
 		o := c.options(1, 1<<20)
+		var mu sync.Mutex
 		var calls []time.Time
 		o.Dial = func(_ context.Context, id ring.NodeID) (store.Store, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			if id == 3 {
 				calls = append(calls, time.Now())
 			}
@@ -440,7 +444,9 @@ func TestPauses(t *testing.T) {
 			t.Helper()
 			goesAway(t, v, 3)
 			last := time.Now()
+			mu.Lock()
 			calls = nil
+			mu.Unlock()
 			if then != nil {
 				then()
 			}
@@ -450,6 +456,9 @@ func TestPauses(t *testing.T) {
 			}
 			time.Sleep(sum)
 			synctest.Wait()
+			mu.Lock()
+			calls := slices.Clone(calls)
+			mu.Unlock()
 			for i, d := range want {
 				if len(calls) <= i || calls[i].Sub(last) != d {
 					t.Fatalf("%s: called at %v, want pauses of %v", what, calls, want)
