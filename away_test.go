@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -232,6 +233,41 @@ func testNodeAway(t *testing.T, replicas int) {
 		n.stop()
 	}
 	c.equalCopies(t, want, replicas)
+}
+
+// TestPausedNode: a node that is stopped for a while, as in a virtual machine that is
+// moved, lacks writes, and gets them when it goes on; nobody attaches anew for that.
+func TestPausedNode(t *testing.T) {
+	if !long() {
+		t.Skip("waits for seconds; TORUS_LONG_TESTS=1 runs it")
+	}
+	const size = 16 << 20
+	c := startCluster(t, 3)
+	c.awaitVoters(3)
+	c.torus("volume", "create", "vol1", fmt.Sprint(size), "--replicas", "3")
+	p := c.serve()
+	_, addr := p.served()
+	l := startLoad(t, addr, size)
+	l.another()
+	before := c.epoch()
+	signal(t, c.nodes[2], syscall.SIGSTOP)
+	c.awaitStale(1)
+	l.another()
+	signal(t, c.nodes[2], syscall.SIGCONT)
+	c.awaitStale(0)
+	// The kernel still answers for the process, so that calls to its etcd member end
+	// only when they have taken too long, or the connection is given up after 10 s.
+	if longest := l.end(); longest > 3*maxStall {
+		t.Errorf("the longest request took %v, none should take %v", longest, 3*maxStall)
+	}
+	if now := c.epoch(); now != before {
+		t.Errorf("attached under epoch %v, and then under %v", before, now)
+	}
+	p.stop()
+	for _, n := range c.nodes {
+		n.stop()
+	}
+	c.equalCopies(t, l.content(size), 3)
 }
 
 // equalCopies fails unless each chunk is in so many of the stopped nodes' stores

@@ -300,32 +300,6 @@ func TestTakeover(t *testing.T) {
 	third.stop()
 }
 
-// TestIdleVolumeIsTakenAgain: a volume that stops since a copy does not answer is
-// attached anew by its exporter, though no client asks for anything.
-func TestIdleVolumeIsTakenAgain(t *testing.T) {
-	if !long() {
-		t.Skip("waits for seconds; TORUS_LONG_TESTS=1 runs it")
-	}
-	c := startCluster(t, 3)
-	c.torus("volume", "create", "vol1", "16MiB", "--replicas", "3")
-	p := c.serve()
-	_, addr := p.served()
-	cl, err := dialNBD(addr, "vol1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.close()
-	// What is not flushed makes the volume ask the copies, for its marks.
-	if err := <-cl.write(make([]byte, 4096), 0).done; err != nil {
-		t.Fatal(err)
-	}
-	before := c.epoch()
-	signal(t, c.nodes[2], syscall.SIGSTOP)
-	waitFor(t, "the volume stops", func() bool { return strings.Contains(p.log.String(), "volume stopped") })
-	signal(t, c.nodes[2], syscall.SIGCONT)
-	waitFor(t, "the volume is attached anew", func() bool { return c.epoch() > before })
-}
-
 // epoch is that of the attachment of vol1; 0 if there is none.
 func (c *testCluster) epoch() uint32 {
 	c.t.Helper()
