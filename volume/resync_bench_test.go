@@ -39,9 +39,7 @@ func benchResync(b *testing.B, random bool, clients int) {
 	b.StopTimer()
 	stores := farStores(b)
 	c := newNodes(3, 3, nil)
-	for i, s := range stores {
-		c.stores[i] = s
-	}
+	copy(c.stores, stores)
 	o := c.options(1, 2*resyncBytes)
 	all := []ring.NodeID{1, 2, 3}
 	o.Place = func(ring.ChunkIndex) []ring.NodeID { return all }
