@@ -55,6 +55,9 @@ func TestDialFindsVoters(t *testing.T) {
 	eventually(t, 15*time.Second, known(j.first.Endpoint(), learner.Endpoint()))
 	eventually(t, 10*time.Second, func() error { return j.etcd.remove(t.Context(), j.first.ID()) })
 	eventually(t, 15*time.Second, known(learner.Endpoint()))
+	if err := etcd.remove(t.Context(), j.first.ID()); err != nil {
+		t.Errorf("removed again: %v", err)
+	}
 	wantPair(t, etcd, "k", 0, "x")
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"torus/ring"
 )
@@ -82,11 +83,15 @@ func (e *Client) promote(ctx context.Context, id MemberID) error {
 	return e.memberFailed(ctx, err)
 }
 
-// remove takes a member out of etcd, for good.
+// remove takes a member out of etcd, for good. One that is not there is removed: by an
+// earlier request, perhaps, whose answer was lost.
 func (e *Client) remove(ctx context.Context, id MemberID) error {
 	cctx, cancel := e.call(ctx)
 	defer cancel()
 	_, err := e.client.MemberRemove(cctx, uint64(id))
+	if errors.Is(err, rpctypes.ErrMemberNotFound) {
+		return nil
+	}
 	return e.memberFailed(ctx, err)
 }
 
