@@ -100,10 +100,17 @@ func TestSimulation(t *testing.T) {
 	if n, ok := simNumber(t, "TORUS_SIM_SEED"); ok {
 		first, count = n, 1
 	}
+	all := newEvents()
+	t.Cleanup(func() {
+		t.Log(all.table())
+		if count >= 500 {
+			all.check(t)
+		}
+	})
 	for seed := first; seed < first+count; seed++ {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { simulate(t, seed) })
+			synctest.Test(t, func(t *testing.T) { simulate(t, seed, all) })
 		})
 	}
 }
@@ -122,9 +129,10 @@ func simNumber(t *testing.T, name string) (uint64, bool) {
 }
 
 // simulate is one run.
-func simulate(t *testing.T, seed uint64) {
+func simulate(t *testing.T, seed uint64, all *events) {
 	w := newWorld(t, seed)
 	w.direct()
+	all.add(w)
 	if w.failed() {
 		t.Error(w.report())
 		return
