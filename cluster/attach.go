@@ -103,6 +103,17 @@ func (a *Attachment) describe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A target may have been set since the transaction.
+	var l lineageRecord
+	key := idKey(keyLineages, a.Lineage.ID)
+	found, err := a.c.read(ctx, key, rev, &l)
+	if err == nil && !found {
+		err = corrupt(key, "missing, although volume %s names it", a.Volume.Name)
+	}
+	if err != nil {
+		return err
+	}
+	a.Lineage = l.lineage(a.Lineage.ID)
 	for layer := a.Volume.Head; layer != 0; {
 		var r layerRecord
 		key := idKey(keyLayers, layer)
@@ -124,16 +135,14 @@ func (a *Attachment) describe(ctx context.Context) error {
 		}
 		layer = store.LayerID(r.Parent)
 	}
-	var r ringRecord
-	key := idKey(keyRings, a.Lineage.Ring)
-	found, err := a.c.read(ctx, key, rev, &r)
-	if err == nil && !found {
-		err = corrupt(key, "missing, although lineage %v names it", a.Lineage.ID)
-	}
-	if err != nil {
+	if a.Ring, err = a.ringAt(ctx, a.Lineage.Ring, rev); err != nil {
 		return err
 	}
-	a.Ring = r.ring(a.Lineage.Ring)
+	if a.Lineage.Target != 0 {
+		if a.Target, err = a.ringAt(ctx, a.Lineage.Target, rev); err != nil {
+			return err
+		}
+	}
 	a.Incarnations, err = a.c.incarnations(ctx, a.Volume.ID, rev)
 	return err
 }
@@ -177,3 +186,14 @@ func (c *Cluster) revoke(id LeaseID) {
 // leaseLeft returns how long a lease lasts surely: its time since the sending
 // of the last renewal that was answered.
 func leaseLeft(sent, ttl, now time.Duration) time.Duration { return sent + ttl - now }
+
+// ringAt reads a ring that the lineage names.
+func (a *Attachment) ringAt(ctx context.Context, number uint64, at Revision) (Ring, error) {
+	var r ringRecord
+	key := idKey(keyRings, number)
+	found, err := a.c.read(ctx, key, at, &r)
+	if err == nil && !found {
+		err = corrupt(key, "missing, although lineage %v names it", a.Lineage.ID)
+	}
+	return r.ring(number), err
+}

@@ -25,8 +25,10 @@ import (
 //	/torus/keeper              1       node, doing, since (lease)
 //	/torus/incarnations/VOLUME/NODE 1  identity, incarnation
 //	/torus/stale/LAYER/NODE    1       since, epoch, at, why
+//	/torus/stale/LAYER/NODE/RING 1     the same of what target ring RING adds; fresh
 //	/torus/reports/VOLUME      1       waiting, copies, at (lease)
 //	/torus/scrubs/VOLUME       1       asked, answered, and how the newest is
+//	/torus/placed/VOLUME       1       epoch, ring, target (lease)
 //	/torus/losses/VOLUME       1       epoch, at
 //	/torus/scrub-every         1       seconds
 const (
@@ -42,6 +44,7 @@ const (
 	keyIncarnations = keyRoot + "incarnations/"
 	keyStale        = keyRoot + "stale/"
 	keyScrubs       = keyRoot + "scrubs/"
+	keyPlaced       = keyRoot + "placed/"
 	keyLosses       = keyRoot + "losses/"
 	keyScrubEvery   = keyRoot + "scrub-every"
 	keyReports      = keyRoot + "reports/"

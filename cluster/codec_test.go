@@ -17,7 +17,7 @@ func newRecords() []record {
 		&infoRecord{}, &nodeRecord{}, &aliveRecord{}, &ringRecord{}, &lineageRecord{},
 		&volumeRecord{}, &layerRecord{}, &attachedRecord{}, &incarnationRecord{},
 		&staleRecord{}, &reportRecord{},
-		&scrubRecord{}, &scrubEveryRecord{}, &lossRecord{},
+		&scrubRecord{}, &scrubEveryRecord{}, &lossRecord{}, &placedRecord{},
 	}
 }
 
@@ -41,8 +41,8 @@ func TestRecordsAsStored(t *testing.T) {
 		{newAliveRecord(Usage{Used: 1, Live: 2, Corrupt: 3, NoSpace: true, Failed: "x"}),
 			`{"format":1,"used":1,"live":2,"corrupt":3,"no_space":true,"failed":"x"}`},
 		{newRingRecord(Ring{1, testRing}), `{"format":1,"ring":` + ringJSON + `}`},
-		{newLineageRecord(Lineage{Replicas: 2, MinCopies: 1, Epoch: 9, Ring: 1}),
-			`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001"}`},
+		{newLineageRecord(Lineage{Replicas: 2, MinCopies: 1, Epoch: 9, Ring: 1, Target: 2}),
+			`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001","target":"0000000000000002"}`},
 		{newVolumeRecord(Volume{ID: 1, Size: 4096, Lineage: 2, Head: 3, Clean: true, Epoch: 4, Created: at}),
 			`{"format":1,"id":"0000000000000001","size":4096,"lineage":"0000000000000002","head":"0000000000000003","clean":true,"epoch":4,"created":"2026-01-02T03:04:05Z"}`},
 		{newLayerRecord(Layer{Lineage: 1, Parent: 2, Sealed: true, Deleted: true, Forget: 3, Pending: []ring.NodeID{4}}),
@@ -58,6 +58,7 @@ func TestRecordsAsStored(t *testing.T) {
 			`{"format":1,"asked":3,"answered":2,"began":"2026-01-02T03:04:05Z","ended":"0001-01-01T00:00:00Z","idle":true,"done":4096,"total":8192,"bytes":5,"corrupt":6,"unlike":7,"lost":8}`},
 		{&scrubEveryRecord{Seconds: 60}, `{"format":1,"seconds":60}`},
 		{&lossRecord{Epoch: 4, At: at}, `{"format":1,"epoch":4,"at":"2026-01-02T03:04:05Z"}`},
+		{&placedRecord{Epoch: 4, Ring: 1, Target: 2}, `{"format":1,"epoch":4,"ring":"0000000000000001","target":"0000000000000002"}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {
 			t.Errorf("stored as %s\nwant      %s", got, c.want)
@@ -96,7 +97,8 @@ func TestRecordsChecked(t *testing.T) {
 	for _, bad := range []string{
 		`{"format":1,"replicas":2,"min_copies":3,"epoch":9,"ring":"0000000000000001"}`,
 		`{"format":1,"replicas":2,"min_copies":1,"epoch":16777216,"ring":"0000000000000001"}`,
-		`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001"} {}`,
+		`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001","target":"0000000000000000"} {}`,
+		`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001","target":"0000000000000001"}`,
 	} {
 		if err := decode("k", []byte(bad), &lineageRecord{}); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", bad, err)
