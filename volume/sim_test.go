@@ -30,8 +30,9 @@ import (
 // most others differed in which of several errors was reported.
 //
 // What it finds: each rule was taken out, and the seeds counted that failed.
-// Rows with * are older counts, from before an attachment that adopted kept the
-// settled mark back.
+// All counts are from before copies could be away: then a copy that failed ended the
+// attachment. The rules of stale records and of resync are still to be counted. Rows
+// with * are older, from before an attachment that adopted kept the settled mark back.
 //
 //	rule                                                        failing seeds
 //	I1/N1  a node refuses lower epochs                            81 of 500
