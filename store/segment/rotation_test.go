@@ -3,6 +3,7 @@ package segment
 import (
 	"bytes"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,10 +24,10 @@ func TestWriterAmidRotation(t *testing.T) {
 	}
 	l := m.st.log
 	second := make(chan error, 1)
-	caught := false // by who leads
+	var caught atomic.Bool // by who leads
 	m.disk.watch(func(op, name string) {
 		n, ok := parseSegmentName(name)
-		if op != "writeAt" || !ok || caught {
+		if op != "writeAt" || !ok || caught.Load() {
 			return
 		}
 		l.mu.Lock()
@@ -35,7 +36,7 @@ func TestWriterAmidRotation(t *testing.T) {
 		if !opening {
 			return
 		}
-		caught = true
+		caught.Store(true)
 		go func() { second <- write(5000, most) }()
 		for deadline := time.Now().Add(10 * time.Second); !waitsFor("segment.(*hotLog).commit("); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
@@ -44,11 +45,11 @@ func TestWriterAmidRotation(t *testing.T) {
 			}
 		}
 	})
-	for i := uint64(1000); i < 1040 && !caught; i++ {
+	for i := uint64(1000); i < 1040 && !caught.Load(); i++ {
 		m.ok(write(i, 9))
 	}
 	m.disk.watch(nil)
-	if !caught {
+	if !caught.Load() {
 		t.Fatal("no segment was opened")
 	}
 	select {
