@@ -24,6 +24,9 @@ const resyncBytes = 1 << 30
 // one piece, alone and beside clients, which report what they lose by it. Run it
 // with -benchtime 1x.
 func BenchmarkResync(b *testing.B) {
+	if testing.Short() {
+		b.Skip("writes gigabytes")
+	}
 	for _, order := range []string{"random", "sequential"} {
 		for _, clients := range []int{0, 1, 8} {
 			b.Run(fmt.Sprintf("%s/clients%d", order, clients), func(b *testing.B) {

@@ -91,6 +91,13 @@ func (d *crashDisk) watch(before func(op, name string)) {
 	d.before = before
 }
 
+// breaks has broken say, under the mutex, which operations fail; nil mends the disk.
+func (d *crashDisk) breaks(broken func(op, name string) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.broken = broken
+}
+
 // operate counts one operation and runs do, or half of it where the crash comes.
 func (d *crashDisk) operate(op, name string, do, half func() error) error {
 	d.mu.Lock()

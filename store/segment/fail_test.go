@@ -36,13 +36,13 @@ func TestDiskFailure(t *testing.T) {
 			m.ok(s.err)
 			was := m.st.currentIncarnation()
 			failures := 0
-			m.disk.broken = func(o, _ string) error {
+			m.disk.breaks(func(o, _ string) error {
 				if o == op && failures == 0 { // once: a second attempt would succeed
 					failures++
 					return errDisk
 				}
 				return nil
-			}
+			})
 			err := s.r.Write(s.ctx, layerA, windowFirst*ps, value{kind: store.Data, version: s.version()}.bytes(0), s.version(), store.FlagSync)
 			if !errors.Is(err, store.ErrFailed) {
 				t.Fatalf("a write whose %s failed: %v", op, err)
@@ -85,7 +85,7 @@ func TestDiskFailureUnderLoad(t *testing.T) {
 	m := newCrashMachine(t, 1)
 	s := openScribe(t, m)
 	n := 0
-	m.disk.broken = func(op, _ string) error { // under the disk's mutex
+	m.disk.breaks(func(op, _ string) error {
 		if op == "writeAt" {
 			n++
 		}
@@ -93,7 +93,7 @@ func TestDiskFailureUnderLoad(t *testing.T) {
 			return errDisk
 		}
 		return nil
-	}
+	})
 	var wg sync.WaitGroup
 	for w := range uint64(16) {
 		wg.Add(1)
@@ -110,7 +110,7 @@ func TestDiskFailureUnderLoad(t *testing.T) {
 		}()
 	}
 	wg.Wait()
-	m.disk.broken = nil
+	m.disk.breaks(nil)
 	m.st.kill()
 	m.ok(m.open())
 	m.ok(recount(s.ctx, m.st))
@@ -123,16 +123,16 @@ func TestStartSyncsReplayedTail(t *testing.T) {
 	s.write(layerA, windowFirst, 20)
 	m.ok(s.err)
 	m.end(killed)
-	m.disk.broken = func(op, _ string) error {
+	m.disk.breaks(func(op, _ string) error {
 		if op == "datasync" {
 			return errDisk
 		}
 		return nil
-	}
+	})
 	if err := m.open(); !errors.Is(err, errDisk) {
 		t.Fatalf("opened with a disk that does not sync: %v", err)
 	}
-	m.disk.broken = nil
+	m.disk.breaks(nil)
 	m.ok(m.open())
 	m.ok(s.h.check(s.ctx, m.st, killed))
 	m.end(powerCut) // what was served is durable

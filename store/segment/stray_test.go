@@ -36,16 +36,16 @@ func TestStrayCopies(t *testing.T) {
 	m.ok(evacuate(kept)) // a copy that lives, and keeps its segment
 	m.ok(m.st.flush())
 	copies := m.st.collector.cold.seg
-	m.disk.broken = func(op, name string) error {
+	m.disk.breaks(func(op, name string) error {
 		if op == "datasync" && name == copies.name() {
 			return errCrashed
 		}
 		return nil
-	}
+	})
 	if err := evacuate(dropped); !errors.Is(err, errCrashed) {
 		t.Fatalf("copying: %v", err)
 	}
-	m.disk.broken = nil
+	m.disk.breaks(nil)
 	m.end(killed)
 	m.ok(m.open())
 
