@@ -95,7 +95,7 @@ func TestShutdown(t *testing.T) {
 	}
 	ended := make(chan error)
 	go func() { ended <- s.Shutdown(context.Background()) }()
-	waitFor(t, "the shutdown to begin", s.closing)
+	waitFor(t, "the shutdown to begin", s.draining)
 	c.write(rawRequest(1, 0, cmdWrite, 77, 0, 512, make([]byte, 512)))
 	if r := c.reply(0); r.cookie != 77 || r.err != eSHUTDOWN {
 		t.Errorf("a late request: %v", r.err)
@@ -128,6 +128,13 @@ func TestShutdown(t *testing.T) {
 	if _, err := net.Dial("tcp", tcp); err == nil {
 		t.Error("still listening")
 	}
+}
+
+// draining reports whether all connections have been told to take no more requests.
+func (s *Server) draining() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shut // it is set under mu, with all that
 }
 
 // TestShutdownCut: a device that never returns does not keep Shutdown.
