@@ -29,6 +29,7 @@ type Attachment struct {
 	Epoch        store.Epoch
 	Chain        []store.LayerID // head first
 	Ring         Ring
+	Target       Ring          // that is to follow; its Number is 0 if there is none
 	Incarnations []Incarnation // as recorded, in the order of nodes
 	Stale        []Stale       // as recorded, of the layers of Chain
 	Holder       Holder

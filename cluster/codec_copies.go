@@ -37,20 +37,21 @@ func (v *versionText) UnmarshalText(text []byte) error {
 
 type staleRecord struct {
 	format
+	Fresh bool        `json:"fresh,omitempty"`
 	Since versionText `json:"since"`
 	Epoch store.Epoch `json:"epoch"`
 	At    time.Time   `json:"at"`
 	Why   string      `json:"why"`
 }
 
-func (r *staleRecord) check() error { return inRange("epoch", r.Epoch, 1, store.MaxEpoch) }
+func (r *staleRecord) check() error { return inRange("epoch", r.Epoch, 0, store.MaxEpoch) }
 
 func (r *staleRecord) stale(k StaleKey) Stale {
-	return Stale{Layer: k.Layer, Node: k.Node, Since: r.Since.version(), Epoch: r.Epoch, At: r.At, Why: r.Why}
+	return Stale{Layer: k.Layer, Node: k.Node, Target: k.Target, Fresh: r.Fresh, Since: r.Since.version(), Epoch: r.Epoch, At: r.At, Why: r.Why}
 }
 
 func newStaleRecord(s Stale) *staleRecord {
-	return &staleRecord{Since: versionText(s.Since), Epoch: s.Epoch, At: s.At, Why: s.Why}
+	return &staleRecord{Fresh: s.Fresh, Since: versionText(s.Since), Epoch: s.Epoch, At: s.At, Why: s.Why}
 }
 
 type copyRecord struct {

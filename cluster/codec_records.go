@@ -106,9 +106,13 @@ type lineageRecord struct {
 	MinCopies int         `json:"min_copies"`
 	Epoch     store.Epoch `json:"epoch"`
 	Ring      hexID       `json:"ring"`
+	Target    hexID       `json:"target"`
 }
 
 func (r *lineageRecord) check() error {
+	if r.Target != 0 && r.Target == r.Ring {
+		return fmt.Errorf("ring and target are both %v", r.Ring)
+	}
 	if err := checkCopies(r.Replicas, r.MinCopies); err != nil {
 		return err
 	}
@@ -116,11 +120,11 @@ func (r *lineageRecord) check() error {
 }
 
 func (r *lineageRecord) lineage(id ring.LineageID) Lineage {
-	return Lineage{ID: id, Replicas: r.Replicas, MinCopies: r.MinCopies, Epoch: r.Epoch, Ring: uint64(r.Ring)}
+	return Lineage{ID: id, Replicas: r.Replicas, MinCopies: r.MinCopies, Epoch: r.Epoch, Ring: uint64(r.Ring), Target: uint64(r.Target)}
 }
 
 func newLineageRecord(l Lineage) *lineageRecord {
-	return &lineageRecord{Replicas: l.Replicas, MinCopies: l.MinCopies, Epoch: l.Epoch, Ring: hexID(l.Ring)}
+	return &lineageRecord{Replicas: l.Replicas, MinCopies: l.MinCopies, Epoch: l.Epoch, Ring: hexID(l.Ring), Target: hexID(l.Target)}
 }
 
 type volumeRecord struct {

@@ -68,8 +68,15 @@ func (t *tx) unused(ctx context.Context, id ring.NodeID) error {
 	}
 	var users []string
 	for name, v := range volumes {
-		if r := rings[lineages[v.Lineage].Ring]; r.Ring == nil || r.Has(id) { // without a ring it can't be ruled out
-			users = append(users, name)
+		l := lineages[v.Lineage]
+		for _, number := range []uint64{l.Ring, l.Target} {
+			if number == 0 && l.Ring != 0 {
+				continue
+			}
+			if r := rings[number]; r.Ring == nil || r.Has(id) { // without a ring it can't be ruled out
+				users = append(users, name)
+				break
+			}
 		}
 	}
 	if len(users) == 0 {

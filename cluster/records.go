@@ -102,6 +102,7 @@ type Lineage struct {
 	MinCopies int
 	Epoch     store.Epoch // the last one given out
 	Ring      uint64      // its number
+	Target    uint64      // of the ring that is to follow; 0: none
 }
 
 // Volume is a named block device.

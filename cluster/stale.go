@@ -3,6 +3,8 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -12,10 +14,15 @@ import (
 	"torus/store"
 )
 
-// Stale says that a node lacks writes of a layer that are above Since.
+// Stale says that a node lacks writes of a layer that are above Since: of the chunks
+// that the lineage's ring gives it, or of those that only its target does.
 type Stale struct {
-	Layer store.LayerID
-	Node  ring.NodeID
+	Layer  store.LayerID
+	Node   ring.NodeID
+	Target uint64 // number of the target ring; 0: the lineage's ring
+	// Fresh: the node has yet to drop what it may have of those chunks from an earlier
+	// stay; nothing may be written to it before. Only with Target.
+	Fresh bool
 	Since store.Version
 	Epoch store.Epoch // of the attachment that wrote it last
 	At    time.Time   // when it did
@@ -24,8 +31,9 @@ type Stale struct {
 
 // StaleKey is what a stale record is about.
 type StaleKey struct {
-	Layer store.LayerID
-	Node  ring.NodeID
+	Layer  store.LayerID
+	Node   ring.NodeID
+	Target uint64
 }
 
 // MarkStale records that nodes lack writes, of the layers and above the versions
@@ -54,13 +62,13 @@ func (a *Attachment) putStale(ctx context.Context, t *tx, vol store.VolumeID, ma
 			return err
 		}
 		var have staleRecord
-		key := staleKey(m.Layer, m.Node)
+		key := staleKey(StaleKey{m.Layer, m.Node, m.Target})
 		found, err := t.get(ctx, key, &have)
 		if err != nil {
 			return err
 		}
 		if found {
-			m.Since = min(m.Since, have.Since.version())
+			m.Since, m.Fresh = min(m.Since, have.Since.version()), have.Fresh
 		}
 		m.Epoch, m.At = a.Epoch, a.c.wall()
 		t.put(key, newStaleRecord(m))
@@ -68,10 +76,11 @@ func (a *Attachment) putStale(ctx context.Context, t *tx, vol store.VolumeID, ma
 	return nil
 }
 
-// InSync records that a node has all that was written to the layers: it is equal
-// to a copy in sync and synced, and was found in the incarnation now. The stale
-// records go. Errors as for MarkStale.
-func (a *Attachment) InSync(ctx context.Context, now Incarnation, layers []store.LayerID) error {
+// InSync records that a node has all that was written to the layers, of the chunks that
+// the ring gives it (target 0), or that only the target does: it is equal to a copy in
+// sync and synced, and was found in the incarnation now. The stale records go. Errors as
+// for MarkStale, and ErrInvalid for one that is still Fresh.
+func (a *Attachment) InSync(ctx context.Context, now Incarnation, target uint64, layers []store.LayerID) error {
 	return a.failed(a.c.transact(ctx, func(ctx context.Context, t *tx) error {
 		v, err := a.own(ctx, t)
 		if err != nil {
@@ -85,13 +94,18 @@ func (a *Attachment) InSync(ctx context.Context, now Incarnation, layers []store
 		}
 		stale := false
 		for _, layer := range layers {
-			p, err := t.pair(ctx, staleKey(layer, now.Node))
+			var r staleRecord
+			key := staleKey(StaleKey{layer, now.Node, target})
+			found, err := t.get(ctx, key, &r)
 			if err != nil {
 				return err
 			}
-			if p.Mod != 0 {
+			if found && r.Fresh {
+				return fmt.Errorf("%w: node %v has not dropped what it had of layer %v", ErrInvalid, now.Node, layer)
+			}
+			if found {
 				stale = true
-				t.delete(p.Key)
+				t.delete(key)
 			}
 		}
 		want := newIncarnationRecord(now)
@@ -126,7 +140,7 @@ func (c *Cluster) staleBelow(ctx context.Context, prefix string, at Revision) ([
 		}
 	}
 	slices.SortFunc(all, func(a, b Stale) int {
-		return cmp.Or(cmp.Compare(a.Layer, b.Layer), cmp.Compare(a.Node, b.Node))
+		return cmp.Or(cmp.Compare(a.Layer, b.Layer), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Target, b.Target))
 	})
 	return all, nil
 }
@@ -134,10 +148,17 @@ func (c *Cluster) staleBelow(ctx context.Context, prefix string, at Revision) ([
 // staleLayer returns the prefix of a layer's stale records.
 func staleLayer(layer store.LayerID) string { return idKey(keyStale, layer) + "/" }
 
-func staleKey(layer store.LayerID, node ring.NodeID) string { return idKey(staleLayer(layer), node) }
+func staleKey(k StaleKey) string {
+	key := idKey(staleLayer(k.Layer), k.Node)
+	if k.Target != 0 {
+		key = idKey(key+"/", k.Target)
+	}
+	return key
+}
 
 func parseStaleKey(key string) (StaleKey, error) {
 	layer, node, found := strings.Cut(strings.TrimPrefix(key, keyStale), "/")
+	node, target, has := strings.Cut(node, "/")
 	if !found {
 		return StaleKey{}, corrupt(key, "key: no node")
 	}
@@ -149,7 +170,16 @@ func parseStaleKey(key string) (StaleKey, error) {
 	if err != nil {
 		return StaleKey{}, corrupt(key, "key: %v", err)
 	}
-	return StaleKey{l, n}, nil
+	k := StaleKey{Layer: l, Node: n}
+	if has {
+		if k.Target, err = keyID[uint64](target, ""); err == nil && k.Target == 0 {
+			err = errors.New("target 0")
+		}
+		if err != nil {
+			return StaleKey{}, corrupt(key, "key: %v", err)
+		}
+	}
+	return k, nil
 }
 
 func decodeStale(p Pair) (StaleKey, Stale, error) {

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"testing"
 
-	"torus/ring"
 	"torus/store"
 )
 
@@ -63,12 +62,12 @@ func TestStaleRecords(t *testing.T) {
 	if info := b.info(t, "vol1"); !slices.Equal(info.Stale, all) {
 		t.Errorf("volume with %+v", info.Stale)
 	}
-	wantErr(t, a.InSync(t.Context(), Incarnation{2, 2, 3}, layers), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
+	wantErr(t, a.InSync(t.Context(), Incarnation{2, 2, 3}, 0, layers), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
 	wantErr(t, a.MarkStale(t.Context(), mark(a, 0)), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
 	if got := b.stale(t); !slices.Equal(got, all) {
 		t.Errorf("a former holder made it %+v", got)
 	}
-	must(t, next.InSync(t.Context(), Incarnation{2, 2, 3}, layers))
+	must(t, next.InSync(t.Context(), Incarnation{2, 2, 3}, 0, layers))
 	if got := b.stale(t); len(got) != 0 {
 		t.Errorf("in sync, and %+v", got)
 	}
@@ -207,7 +206,7 @@ func marking(sequence uint64) func(context.Context, *Attachment) error {
 
 func inSync(now Incarnation) func(context.Context, *Attachment) error {
 	return func(ctx context.Context, a *Attachment) error {
-		return a.InSync(ctx, now, []store.LayerID{a.Volume.Head})
+		return a.InSync(ctx, now, 0, []store.LayerID{a.Volume.Head})
 	}
 }
 
@@ -225,7 +224,7 @@ func TestInSyncTwice(t *testing.T) {
 	must(t, a.MarkStale(t.Context(), mark(a, 7)))
 	kv := &interruptedKV{KV: b.kv, then: func() {}}
 	a.c.kv = kv
-	must(t, a.InSync(t.Context(), Incarnation{2, 2, 4}, []store.LayerID{a.Volume.Head}))
+	must(t, a.InSync(t.Context(), Incarnation{2, 2, 4}, 0, []store.LayerID{a.Volume.Head}))
 	if all := b.stale(t); len(all) != 0 || kv.then != nil {
 		t.Errorf("%+v", all)
 	}
@@ -237,21 +236,21 @@ func TestWatchStale(t *testing.T) {
 	if u := next(); !u.Reset || len(u.Put) != 0 {
 		t.Fatalf("at first %+v", u)
 	}
-	key := StaleKey{a.Volume.Head, 2}
+	key := StaleKey{a.Volume.Head, 2, 0}
 	must(t, a.MarkStale(t.Context(), mark(a, 7)))
 	if u := next(); len(u.Put) != 1 || u.Put[key].Since != store.NewVersion(1, 7) {
 		t.Errorf("stale: %+v", u)
 	}
-	must(t, a.InSync(t.Context(), Incarnation{2, 2, 2}, []store.LayerID{a.Volume.Head}))
+	must(t, a.InSync(t.Context(), Incarnation{2, 2, 2}, 0, []store.LayerID{a.Volume.Head}))
 	if u := next(); len(u.Put) != 0 || !slices.Equal(u.Gone, []StaleKey{key}) {
 		t.Errorf("in sync: %+v", u)
 	}
-	for _, bad := range []string{keyStale, keyStale + "x/y", staleLayer(1), staleKey(1, 2) + "/", idKey(keyStale, store.LayerID(1))} {
+	for _, bad := range []string{keyStale, keyStale + "x/y", staleLayer(1), staleKey(StaleKey{1, 2, 0}) + "/", idKey(keyStale, store.LayerID(1))} {
 		if _, err := parseStaleKey(bad); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
-	if k, err := parseStaleKey(staleKey(1, ring.NodeID(2))); err != nil || k != (StaleKey{1, 2}) {
+	if k, err := parseStaleKey(staleKey(StaleKey{1, 2, 0})); err != nil || k != (StaleKey{1, 2, 0}) {
 		t.Errorf("%+v, %v", k, err)
 	}
 }

@@ -122,6 +122,13 @@ func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
 		return nil, err
 	}
 	ids := r.IDs()
+	if lineage.Target != 0 {
+		target, err := t.ringOf(ctx, lineage, lineage.Target)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, target.IDs()...)
+	}
 	prefix := incarnationsOf(v.ID)
 	pairs, err := t.list(ctx, prefix)
 	if err != nil {
@@ -146,14 +153,17 @@ func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
 }
 
 // ring reads the ring of a lineage, which must be there.
-func (t *tx) ring(ctx context.Context, l Lineage) (Ring, error) {
+func (t *tx) ring(ctx context.Context, l Lineage) (Ring, error) { return t.ringOf(ctx, l, l.Ring) }
+
+// ringOf reads a ring that a lineage names, which must be there.
+func (t *tx) ringOf(ctx context.Context, l Lineage, number uint64) (Ring, error) {
 	var r ringRecord
-	key := idKey(keyRings, l.Ring)
+	key := idKey(keyRings, number)
 	found, err := t.get(ctx, key, &r)
 	if err == nil && !found {
 		err = corrupt(key, "missing, although lineage %v names it", l.ID)
 	}
-	return r.ring(l.Ring), err
+	return r.ring(number), err
 }
 
 // Layer returns a layer's record. ErrNotFound says that there is none: that
