@@ -1,6 +1,7 @@
 package volume_test
 
 import (
+	"slices"
 	"testing/synctest"
 	"time"
 
@@ -58,6 +59,13 @@ func (w *world) pause() {
 		d = time.Duration(w.rng.Int64N(int64(10 * time.Millisecond)))
 	}
 	time.Sleep(d + time.Nanosecond)
+	w.locked(func() {
+		for _, x := range w.exporters {
+			if x.cur != nil {
+				x.cur.looks()
+			}
+		}
+	})
 	// When nobody serves, nothing is to be had from going on at this pace.
 	idle := w.now()
 	for !w.someoneServes() && !w.failed() {
@@ -159,8 +167,10 @@ func (w *world) event() {
 	defer w.mu.Unlock()
 	switch k, with := w.rng.IntN(18), w.with; {
 	case k < 2 && with.kills:
+		w.happens("fault: exporter killed")
 		x.kill()
 	case k < 4 && with.pauses:
+		w.happens("fault: exporter paused")
 		w.note("%s: paused for %v", x.proc.name, soon*8)
 		x.proc.pause()
 		w.later(soon*8, x.proc.resume)
@@ -171,26 +181,33 @@ func (w *world) event() {
 	case k == 5 && with.partitions:
 		w.part(x.proc, n, soon*3)
 	case k == 6 && with.records:
+		w.happens("fault: records away")
 		w.note("the records are away for %v", soon*8)
 		w.away = w.now() + soon*8
 	case k == 7 && with.nodeKills:
+		w.happens("fault: node killed")
 		w.stopNodes(true, soon, n)
 	case k == 8 && with.powerCuts:
+		w.happens("fault: power cut")
 		w.stopNodes(false, soon, n)
 	case k == 9 && with.blackouts:
+		w.happens("fault: power cut everywhere")
 		w.stopNodes(false, soon, w.nodes...)
 	case k < 12 && with.disks:
 		w.inject(n, "fail", "apply and fail", "tear")
 	case k == 12 && with.corrupt:
 		w.rot()
 	case k == 12 && with.full:
-		w.inject(n, "fail with no-space")
+		w.fill(n, soon)
 	case k == 13 && x.cur == nil:
 		x.attach(with.force)
 	case k < 16 && with.absences:
+		w.happens("fault: node down for long")
 		w.stopNodes(!with.powerCuts || k == 14, w.long(), n)
 	case k == 16 && with.swaps:
-		w.swap(n)
+		if i := slices.IndexFunc(w.nodes, w.stale); i >= 0 {
+			w.swap(w.nodes[i])
+		}
 	case k == 17 && with.stops && x.cur != nil && x.cur.serving:
 		w.plannedStop(x.cur, n)
 	}
@@ -220,6 +237,7 @@ func (w *world) part(p *process, n *simNode, d time.Duration) {
 			c.back = 0
 		}
 	}
+	w.happens("fault: link cut" + map[bool]string{true: " in one direction"}[c.there == 0 || c.back == 0])
 	w.note("%s and node %d: cut for %v (there %v, back %v)", p.name, n.id, d, c.there != 0, c.back != 0)
 	w.cuts[cutLink{p, n}] = c
 }
@@ -227,6 +245,7 @@ func (w *world) part(p *process, n *simNode, d time.Duration) {
 // plannedStop lets a node stop as on SIGTERM: it says so, and is waited for until
 // that is recorded, but not for ever. Under mu.
 func (w *world) plannedStop(s *session, n *simNode) {
+	w.happens("fault: planned stop")
 	w.note("node %d: is about to stop", n.id)
 	down := w.long() / 2
 	w.running.Go(func() {
@@ -235,16 +254,25 @@ func (w *world) plannedStop(s *session, n *simNode) {
 		}
 		w.note("node %d: stops, for %v", n.id, down)
 		n.end(true)
-		w.later(down, n.begin)
+		w.later(down, func() { n.begin(); w.wake(n) })
 	})
 }
 
-// swap gives a node an empty disk, if no other lacks anything that it alone has.
-// Under mu.
-func (w *world) swap(n *simNode) {
-	if !w.stale(n) {
-		return
+// wake tells the exporters that a node is there again. Not everybody hears of it.
+func (w *world) wake(n *simNode) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range w.exporters {
+		if s := x.cur; s != nil && s.serving && !s.proc.isPaused() {
+			s.vol.Wake(n.id)
+		}
 	}
+}
+
+// swap gives a node an empty disk: one that is stale, so that no other lacks
+// anything that it alone has. Under mu.
+func (w *world) swap(n *simNode) {
+	w.happens("fault: another disk")
 	w.note("node %d: gets an empty disk", n.id)
 	n.end(false)
 	n.swap()
@@ -268,7 +296,13 @@ func (w *world) stopNodes(power bool, down time.Duration, nodes ...*simNode) {
 	for i, n := range nodes {
 		w.note("node %d %s, for %v", n.id, map[bool]string{true: "is killed", false: "loses power"}[power], down)
 		n.end(power)
-		w.later(down+time.Duration(i)*down/3, n.begin)
+		told := w.rng.IntN(2) == 0
+		w.later(down+time.Duration(i)*down/3, func() {
+			n.begin()
+			if told {
+				w.wake(n)
+			}
+		})
 	}
 }
 
@@ -284,14 +318,34 @@ func (w *world) inject(n *simNode, how ...string) {
 		w.fail("%v", err)
 		return
 	}
+	w.happens("fault: a request fails")
 	w.note("node %d: %v", n.id, f)
 	n.fs.Inject(f)
+}
+
+// fill lets a disk, or all of them, refuse what needs space, once or for a while.
+func (w *world) fill(n *simNode, d time.Duration) {
+	nodes, what := []*simNode{n}, "fault: a disk is full"
+	if w.rng.IntN(2) == 0 {
+		nodes, what = w.nodes, "fault: all disks are full"
+	}
+	f := faultstore.MustParse([]string{"writes,zeroes", "writes,zeroes,adopts"}[w.rng.IntN(2)] + " fail with no-space")
+	if w.rng.IntN(2) == 0 {
+		f.Times = 1
+	}
+	w.happens(what)
+	for _, n := range nodes {
+		w.note("node %d: %v, for %v", n.id, f, d)
+		n.fs.Inject(f)
+		w.later(d, func() { n.fs.Remove(f) })
+	}
 }
 
 // rot makes a page of node 1 corrupt until it is written again.
 func (w *world) rot() {
 	off := simPages[w.rng.IntN(len(simPages))] * store.PageSize
 	f := faultstore.Fault{Ops: faultstore.Read, Off: off, End: off + store.PageSize, Effect: faultstore.Corrupt}
+	w.happens("fault: page rots")
 	w.note("node 1: %v", f)
 	w.nodes[0].fs.Inject(f)
 }

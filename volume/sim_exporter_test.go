@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -35,6 +36,7 @@ type session struct {
 	epoch   store.Epoch
 	serving bool
 	ending  bool
+	said    time.Duration // when Status last said that requests wait, or the process could not
 
 	// What the checks need to know; guarded by model.mu.
 	base  map[int64]store.Version // what each page was when it began to serve
@@ -124,6 +126,7 @@ func (s *session) begin(force bool) error {
 		v.Close()
 		return errEnded
 	}
+	w.happens("attach: serves")
 	w.serves(s.epoch)
 	w.running.Go(s.watch)
 	return nil
@@ -152,9 +155,18 @@ func (s *session) open(ctx context.Context) (*volume.Volume, error) {
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
 		Stores: stores, Place: w.placeFor(s.x.index), MinCopies: att.MinCopies(),
 		Clean: att.Volume.Clean, Recorded: recorded, Stale: stale, Records: simRecords{s},
-		Held: att.Held, HeldUntil: heldUntil,
+		Held: s.held, HeldUntil: heldUntil, Logger: slog.New(simLog{s.proc}),
 		SyncBytes: w.with.syncBytes, SyncEvery: w.with.syncEvery,
 	})
+}
+
+// held is asked when a read arrives.
+func (s *session) held() bool {
+	held := s.att.Held()
+	if !held {
+		s.x.w.happens("lease may have run out")
+	}
+	return held
 }
 
 // simRecords is where a session writes down what its copies lack, as package
@@ -166,6 +178,12 @@ var _ volume.Records = simRecords{}
 func (r simRecords) Serving(ctx context.Context, f volume.Found) error {
 	w := r.x.w
 	w.model.recovered(r.session, func(n *simNode) bool { _, is := f.Copies[n.id]; return is })
+	for what, is := range map[string]bool{"pages reconciled": f.Repaired > 0, "a copy left out": len(f.Stale) > 0, "reborn": len(f.Reborn) > 0,
+		"unflushed writes may be gone": f.UnflushedGone, "by force": r.att.Replaced != nil} {
+		if is {
+			w.happens("attach: " + what)
+		}
+	}
 	var found []cluster.Incarnation
 	for _, n := range w.nodes {
 		if c, is := f.Copies[n.id]; is {
@@ -204,6 +222,13 @@ func outcome(err error) error {
 		return fmt.Errorf("%w: %w", volume.ErrNotDone, err)
 	}
 	return err
+}
+
+// looks notes whether the volume says that requests wait. Under world.mu.
+func (s *session) looks() {
+	if s.serving && (s.proc.isPaused() || s.vol.Status().Waiting != "") {
+		s.said = s.x.w.now()
+	}
 }
 
 // letGo tells the volume that a node is about to stop.
@@ -277,6 +302,7 @@ type simChange struct {
 	off, n int64
 	fua    bool
 	began  time.Duration
+	ended  time.Duration
 
 	versions  map[int64]store.Version // by page, once it has ended well
 	ambiguous bool                    // they are lower bounds
@@ -359,8 +385,10 @@ func (s *session) change(c *simChange) {
 	default:
 		err = s.vol.Zero(c.off, c.n, c.fua, c.kind == zeroDataOp)
 	}
+	c.ended = w.now()
 	w.model.identify(s, c, err != nil)
 	w.locked(func() { s.leave(c) })
+	w.waited(s, c.String(), c.began)
 	if s.heard(c.String(), fenced, err) {
 		w.model.acknowledged(s, c)
 	}
@@ -372,6 +400,7 @@ func (s *session) read(off, n int64) {
 	fenced, began, least := w.servedBy(s.epoch), w.now(), w.model.snapshot(off, n)
 	p := make([]byte, n)
 	_, err := s.vol.ReadAt(p, off)
+	w.waited(s, "read", began)
 	w.locked(func() { s.inFlight-- })
 	if s.heard(fmt.Sprintf("read of cells %d+%d", off/cellSize, n/cellSize), fenced, err) {
 		w.model.read(s, off, p, began, least)
@@ -384,11 +413,13 @@ func (s *session) flush() {
 	w.model.mu.Lock()
 	acked := maps.Clone(s.acked)
 	w.model.mu.Unlock()
-	fenced := w.servedBy(s.epoch)
+	fenced, began := w.servedBy(s.epoch), w.now()
 	err := s.vol.Sync()
+	ended := w.now()
+	w.waited(s, "flush", began)
 	w.locked(func() { s.inFlight-- })
 	if s.heard("flush", fenced, err) {
-		w.model.flushed(s, acked)
+		w.model.flushed(s, acked, began, ended)
 	}
 }
 
@@ -400,6 +431,7 @@ func (s *session) heard(what string, fenced bool, err error) bool {
 	}
 	w.answered(err)
 	if err != nil {
+		w.judgeError(what, err)
 		w.note("%s: %s under epoch %v: %v", s.proc.name, what, s.epoch, err)
 		if errors.Is(err, volume.ErrBroken) {
 			w.running.Go(s.end)

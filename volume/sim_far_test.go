@@ -98,6 +98,10 @@ func (r *far) Unstable(ctx context.Context, layer store.LayerID) iter.Seq2[store
 
 func (r *far) Adopt(ctx context.Context, layer store.LayerID, e store.Extent, p []byte) error {
 	p = bytes.Clone(p)
+	if e.Kind == store.Absent {
+		r.p.w.happens("resync: takes back")
+	}
+	r.p.w.happens("resync: adopts")
 	_, err := r.request(ctx, "adopt", e.Off, e.N, e.Version, func(to store.Replica) (any, error) {
 		return nil, to.Adopt(context.Background(), layer, e, p)
 	})
@@ -105,6 +109,7 @@ func (r *far) Adopt(ctx context.Context, layer store.LayerID, e store.Extent, p 
 }
 
 func (r *far) Stable(ctx context.Context, layer store.LayerID, stable, settled store.Version) error {
+	r.p.w.model.tells(r.epoch, settled)
 	_, err := r.request(ctx, "stable", 0, 0, stable, func(to store.Replica) (any, error) {
 		return nil, to.Stable(context.Background(), layer, stable, settled)
 	})

@@ -1,6 +1,7 @@
 package volume_test
 
 import (
+	"bytes"
 	"context"
 	"math/rand/v2"
 	"slices"
@@ -80,27 +81,54 @@ func (k simKV) Commit(ctx context.Context, t cluster.Txn) (cluster.Outcome, erro
 		return cluster.Outcome{}, cluster.ErrUnavailable
 	case 2: // done, the answer is lost
 		_, err = k.commit(ctx, t)
+		k.p.w.happens("record: answer lost")
 		k.p.w.note("%s: commit done, its answer lost (%v)", k.p.name, err)
-	case 3: // late
+	case 3: // late; half of them before they are tried again
+		most := 15 * time.Second
+		if r.IntN(2) == 0 {
+			most = time.Second
+		}
 		k.p.w.running.Go(func() {
-			time.Sleep(time.Duration(r.Int64N(int64(15 * time.Second))))
+			time.Sleep(time.Duration(r.Int64N(int64(most))))
 			out, err := k.commit(context.Background(), t)
+			k.p.w.happens(map[bool]string{true: "record: late commit done", false: "record: late commit in vain"}[out.Held])
 			k.p.w.note("%s: late commit arrives: %v, %v", k.p.name, out.Held, err)
 		})
 	}
+	k.p.w.happens("record: outcome unknown")
 	time.Sleep(time.Duration(r.Int64N(int64(2 * time.Second))))
 	return cluster.Outcome{}, cluster.ErrUnknown
 }
 
 // commit commits, and has the model look at what that left in sync.
 func (k simKV) commit(ctx context.Context, t cluster.Txn) (cluster.Outcome, error) {
+	before := k.p.w.pairs(staleKeys)
 	out, err := k.KV.Commit(ctx, t)
-	about := func(op cluster.Op) bool { return strings.HasPrefix(op.Key, staleKeys) }
-	if err == nil && out.Held && slices.ContainsFunc(t.Then, about) {
-		for _, op := range t.Then {
-			k.p.w.note("%s: records %s %s", k.p.name, op.Key, op.Value)
+	if err != nil || !out.Held {
+		return out, err
+	}
+	w, about := k.p.w, false
+	for _, op := range t.Then {
+		if !strings.HasPrefix(op.Key, staleKeys) {
+			continue
 		}
-		k.p.w.model.recorded()
+		about = true
+		w.note("%s: records %s %s", k.p.name, op.Key, op.Value)
+		switch {
+		case op.Kind == cluster.OpDelete:
+			w.happens("record: in sync")
+			w.model.joins(op.Key)
+		case bytes.Contains(op.Value, []byte("said that it stops")):
+			w.happens("record: stale, planned")
+		default:
+			w.happens("record: stale")
+		}
+		if op.Kind == cluster.OpPut {
+			w.model.marked(op.Key, slices.ContainsFunc(before, func(p cluster.Pair) bool { return p.Key == op.Key }))
+		}
+	}
+	if about {
+		w.model.recorded()
 	}
 	return out, err
 }

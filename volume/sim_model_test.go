@@ -66,6 +66,8 @@ type sent struct {
 	at      time.Duration // when it was sent first
 	applied bool          // some node has, or had, it
 	failed  bool          // its write ended in an error: a copy that is away may have it
+	ended   time.Duration // when its write did
+	reached bool          // min-copies copies in sync had it, when one of them was recorded stale
 	dead    time.Duration // since when; -1: it isn't
 }
 
@@ -80,11 +82,12 @@ type model struct {
 	w       *world
 	mu      sync.Mutex // guards all below
 	pages   map[int64]*pageModel
-	settled store.Version // the highest mark seen: up to it holes may be forgotten, on a copy that never had them too
+	settled store.Version              // the highest mark seen: up to it holes may be forgotten, on a copy that never had them too
+	stale   map[*simNode]time.Duration // when each was recorded so last
 }
 
 func newModel(w *world) *model {
-	m := &model{w: w, pages: map[int64]*pageModel{}}
+	m := &model{w: w, pages: map[int64]*pageModel{}, stale: map[*simNode]time.Duration{}}
 	for _, i := range simPages {
 		m.pages[i] = &pageModel{page: i, versions: map[store.Version]*sent{}}
 	}
@@ -241,6 +244,77 @@ func (m *model) recorded() {
 	}
 }
 
+// marked learns that a stale record was written. Its node was in sync until now,
+// unless again says that there was one, so a write may have had its copies, and
+// be answered yet.
+func (m *model) marked(key string, again bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.w.nodeOf(key)
+	m.stale[n] = m.w.now()
+	if again {
+		return
+	}
+	for _, i := range simPages {
+		copies := m.w.current(i)
+		if slices.Contains(m.w.copies(i), n) {
+			copies = append(copies, n)
+		}
+		for v, s := range m.pages[i].versions {
+			have := 0
+			for _, c := range copies {
+				if c.cutSince(s.at) || m.has(c, m.pages[i], false) >= v {
+					have++
+				}
+			}
+			s.reached = s.reached || s.ended == 0 && have >= m.w.with.minCopies
+		}
+	}
+}
+
+// joins checks that a node whose stale record goes has all that was acknowledged,
+// what was flushed durably, and nothing that was refused; but for what a power
+// cut took, which its incarnation tells. A node may have got another disk meanwhile,
+// which its identity tells.
+func (m *model) joins(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.w.nodeOf(key)
+	for _, i := range simPages {
+		pm := m.pages[i]
+		current := m.w.current(i)
+		if !slices.Contains(current, n) {
+			continue
+		}
+		v := m.has(n, pm, false)
+		if v < pm.least && !n.cutSince(pm.versions[pm.least].at) {
+			m.w.fail("I4: node %d is recorded in sync, page %d was %v, it has %v", n.id, i, pm.least, m.describe(n, pm))
+		}
+		if m.has(n, pm, true) < pm.durable {
+			m.w.fail("I3: node %d is recorded in sync, page %d was durable with %v, it has %v", n.id, i, pm.durable, m.describe(n, pm))
+		}
+		others := slices.DeleteFunc(current, func(other *simNode) bool { return other == n })
+		lostPower := slices.ContainsFunc(others, func(other *simNode) bool { return other.cutSince(0) })
+		if s := pm.versions[v]; s != nil && s.failed && v > m.highest(pm, others) && !lostPower {
+			m.w.fail("I6: node %d is recorded in sync with %v of page %d, which was refused", n.id, v, i)
+		}
+	}
+}
+
+// tells checks that holes may be forgotten only when nobody is known to lack
+// them (I7).
+func (m *model) tells(e store.Epoch, settled store.Version) {
+	if settled == 0 {
+		return
+	}
+	m.w.happens("settled is told")
+	for _, n := range m.w.nodes {
+		if by, is := m.w.staleEpoch(n); is && by <= e {
+			m.w.fail("I7: epoch %v tells that %v is settled, node %d is recorded stale", e, settled, n.id)
+		}
+	}
+}
+
 // recovered checks what an exporter finds before it serves: every page in one
 // version, durable on all copies that are to be in sync, and one that may be there.
 func (m *model) recovered(s *session, inSync func(*simNode) bool) {
@@ -345,10 +419,15 @@ func (m *model) read(s *session, off int64, p []byte, since time.Duration, least
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, pm := range m.in(off, int64(len(p))) {
-		v, err := m.seen(pm, off, p, since, least[pm.page])
+		v, highest, err := m.seen(pm, off, p, since, least[pm.page])
 		if err != nil {
 			m.w.fail("page %d, read under epoch %v: %v", pm.page, s.epoch, err)
 			continue
+		}
+		for other, was := range pm.versions { // an error is no reason to read it later
+			if other > highest && other.Epoch() == s.epoch && was.failed && was.ended < since && was.dead < 0 {
+				was.dead = m.w.now()
+			}
 		}
 		if v == 0 || pm.versions[v].dead >= 0 {
 			continue
@@ -363,21 +442,18 @@ func (m *model) read(s *session, off int64, p []byte, since time.Duration, least
 	}
 }
 
-// seen returns the lowest version that a reader may have seen.
-func (m *model) seen(pm *pageModel, off int64, p []byte, since time.Duration, least store.Version) (store.Version, error) {
+// seen returns the lowest and the highest version that a reader may have seen.
+func (m *model) seen(pm *pageModel, off int64, p []byte, since time.Duration, least store.Version) (lowest, highest store.Version, err error) {
 	at := pm.page * store.PageSize
 	first, end := max(at, off), min(at+store.PageSize, off+int64(len(p)))
 	padded := make([]byte, store.PageSize)
 	copy(padded[first-at:], p[first-off:end-off])
 	got, whole := contentOf(padded)
 	if !whole {
-		return 0, errors.New("a torn cell")
+		return 0, 0, errors.New("a torn cell")
 	}
 	from, to := int(first-at)/cellSize, int(end-at)/cellSize
 	same := func(c content) bool { return slices.Equal(c[from:to], got[from:to]) }
-	if least == 0 && same(content{}) {
-		return 0, nil
-	}
 	var candidates []store.Version
 	for v, s := range pm.versions {
 		if same(s.content) && s.applied {
@@ -385,13 +461,19 @@ func (m *model) seen(pm *pageModel, off int64, p []byte, since time.Duration, le
 		}
 	}
 	slices.Sort(candidates)
+	if len(candidates) > 0 {
+		highest = candidates[len(candidates)-1]
+	}
+	if least == 0 && same(content{}) {
+		return 0, highest, nil
+	}
 	for _, v := range candidates {
 		if dead := pm.versions[v].dead; v >= least && (dead < 0 || dead > since) {
-			return v, nil
+			return v, highest, nil
 		}
 	}
 	wanted := m.contentOf(pm, least)
-	return 0, fmt.Errorf("I6: cells %d to %d are %x, that is one of the versions %v; at least %v had to be there, in which they are %x",
+	return 0, 0, fmt.Errorf("I6: cells %d to %d are %x, that is one of the versions %v; at least %v had to be there, in which they are %x",
 		from, to-1, got[from:to], candidates, least, wanted[from:to])
 }
 
@@ -419,7 +501,7 @@ func (m *model) acknowledged(s *session, c *simChange) {
 			pm.least = max(pm.least, v)
 			s.acked[pm.page] = max(s.acked[pm.page], v)
 		}
-		m.enough(pm, v, c)
+		m.enough(s, pm, v, c.began, c.ended, c.fua, fmt.Sprintf("%v was acknowledged", c))
 		if c.fua {
 			m.onCopies(pm, v, c.began, true, fmt.Sprintf("I3: %v was acknowledged with FUA", c))
 			pm.durable = max(pm.durable, v)
@@ -428,17 +510,20 @@ func (m *model) acknowledged(s *session, c *simChange) {
 	}
 }
 
-// enough fails unless min-copies copies have what was acknowledged, or lost it
-// since. One of them may be recorded stale by now.
-func (m *model) enough(pm *pageModel, v store.Version, c *simChange) {
+// enough fails unless min-copies copies in sync have what was acknowledged to a
+// session at ended, or lost it since began: copies that only a later holder, or
+// the same one later, recorded stale were.
+func (m *model) enough(s *session, pm *pageModel, v store.Version, began, ended time.Duration, durable bool, what string) {
 	have := 0
 	for _, n := range m.w.copies(pm.page) {
-		if m.has(n, pm, c.fua) >= v || n.cutSince(c.began) {
+		by, stale := m.w.staleEpoch(n)
+		inSync := !stale || by > s.epoch || m.stale[n] > ended
+		if inSync && (m.has(n, pm, durable) >= v || n.cutSince(began)) {
 			have++
 		}
 	}
-	if have < m.w.with.minCopies {
-		m.w.fail("page %d: %v was acknowledged with version %v, which %d copies have, and min-copies is %d", pm.page, c, v, have, m.w.with.minCopies)
+	if have < m.w.with.minCopies && !pm.versions[v].reached {
+		m.w.fail("page %d: %s with version %v, which %d copies in sync have, and min-copies is %d", pm.page, what, v, have, m.w.with.minCopies)
 	}
 }
 
@@ -498,7 +583,7 @@ func (m *model) identify(s *session, c *simChange, failed bool) {
 			}
 		}
 		for _, v := range found {
-			pm.versions[v].failed = failed
+			pm.versions[v].failed, pm.versions[v].ended = failed, m.w.now()
 		}
 		slices.Sort(found)
 		if len(found) > 0 {
@@ -508,13 +593,15 @@ func (m *model) identify(s *session, c *simChange, failed bool) {
 	}
 }
 
-// flushed checks that what was acknowledged before a flush is durable on all copies.
-func (m *model) flushed(s *session, acked map[int64]store.Version) {
+// flushed checks that what was acknowledged before a flush is durable on all
+// copies, and on enough.
+func (m *model) flushed(s *session, acked map[int64]store.Version, began, ended time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, i := range simPages {
 		if v := acked[i]; v != 0 {
 			m.onCopies(m.pages[i], v, 0, true, fmt.Sprintf("I3: a flush was acknowledged under epoch %v", s.epoch))
+			m.enough(s, m.pages[i], v, began, ended, true, "a flush was acknowledged")
 			m.pages[i].durable = max(m.pages[i].durable, v)
 		}
 	}

@@ -95,6 +95,17 @@ func (p *process) isDead() bool {
 	}
 }
 
+func (p *process) isPaused() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.running:
+		return false
+	default:
+		return true
+	}
+}
+
 func (p *process) kill() { close(p.dead) }
 
 func (p *process) pause() {

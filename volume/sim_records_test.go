@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"torus/cluster"
+	"torus/store"
 )
 
 // The records as the model reads them: at this moment, past all that befalls
@@ -29,11 +30,36 @@ func (w *world) pairs(prefix string) []cluster.Pair {
 
 // hasKey finds the record of a node below a prefix.
 func hasKey(pairs []cluster.Pair, n *simNode) (cluster.Pair, bool) {
-	i := slices.IndexFunc(pairs, func(p cluster.Pair) bool { return strings.HasSuffix(p.Key, fmt.Sprintf("/%016x", uint64(n.id))) })
+	i := slices.IndexFunc(pairs, func(p cluster.Pair) bool { return isKeyOf(p.Key, n) })
 	if i < 0 {
 		return cluster.Pair{}, false
 	}
 	return pairs[i], true
+}
+
+// staleEpoch returns the epoch under which a node was recorded last to lack something.
+func (w *world) staleEpoch(n *simNode) (e store.Epoch, is bool) {
+	p, is := hasKey(w.pairs(staleKeys), n)
+	var r struct{ Epoch store.Epoch }
+	if is && json.Unmarshal(p.Value, &r) != nil {
+		w.fail("record %s can't be read", p.Key)
+	}
+	return r.Epoch, is
+}
+
+// nodeOf returns the node that a key is about.
+func (w *world) nodeOf(key string) *simNode {
+	for _, n := range w.nodes {
+		if isKeyOf(key, n) {
+			return n
+		}
+	}
+	w.fail("record %s is about no node", key)
+	return w.nodes[0]
+}
+
+func isKeyOf(key string, n *simNode) bool {
+	return strings.HasSuffix(key, fmt.Sprintf("/%016x", uint64(n.id)))
 }
 
 // stale reports whether a node is recorded to lack something.

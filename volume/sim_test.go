@@ -15,11 +15,12 @@ import (
 //
 //	clients ─► exporter: volume.Volume, cluster.Attachment      two of them; killed, paused, replaced
 //	               │ link: late, lost, twice      │ simKV: away, outcomes unknown
-//	           simNode: faultstore, memstore  cluster.Memory     two or three nodes; killed, without power
+//	           simNode: faultstore, memstore  cluster.Memory     two to four nodes; killed, without power
 //
-// By default 60 seeds, 500 with TORUS_LONG_TESTS set. TORUS_SIM_SEEDS=N runs so
+// By default 60 seeds, 2,000 with TORUS_LONG_TESTS set. TORUS_SIM_SEEDS=N runs so
 // many, from TORUS_SIM_FIRST on; TORUS_SIM_SEED=N runs that one alone, and shows
-// every message if it fails.
+// every message if it fails. From 1,000 on it also fails if what is to befall the
+// runs does not (sim_events_test.go).
 //
 // How exactly a seed repeats: time is synctest's, and all chance comes from the
 // seed. What a message meets depends on what it says, not on when a goroutine
@@ -88,7 +89,7 @@ func TestSimulation(t *testing.T) {
 	first, count := uint64(1), uint64(60)
 	switch {
 	case os.Getenv("TORUS_LONG_TESTS") != "":
-		count = 500
+		count = 2000
 	case testing.Short():
 		count = 15
 	}
@@ -101,10 +102,17 @@ func TestSimulation(t *testing.T) {
 	if n, ok := simNumber(t, "TORUS_SIM_SEED"); ok {
 		first, count = n, 1
 	}
+	all := newEvents()
+	t.Cleanup(func() {
+		t.Log(all.table())
+		if count >= 1000 {
+			all.check(t)
+		}
+	})
 	for seed := first; seed < first+count; seed++ {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { simulate(t, seed) })
+			synctest.Test(t, func(t *testing.T) { simulate(t, seed, all) })
 		})
 	}
 }
@@ -123,9 +131,10 @@ func simNumber(t *testing.T, name string) (uint64, bool) {
 }
 
 // simulate is one run.
-func simulate(t *testing.T, seed uint64) {
+func simulate(t *testing.T, seed uint64, all *events) {
 	w := newWorld(t, seed)
 	w.direct()
+	all.add(w)
 	if w.failed() {
 		t.Error(w.report())
 		return

@@ -52,13 +52,13 @@ func drawConditions(r *rand.Rand) conditions {
 	yes := func() bool { return r.IntN(2) == 0 }
 	few := func() bool { return r.IntN(4) == 0 }
 	c := conditions{
-		nodes: 2 + r.IntN(2), copies: 2,
+		nodes: 2 + r.IntN(3), copies: 2,
 		slow: yes(), twice: yes(), loss: few(), partitions: few(), records: few(), kills: yes(), pauses: yes(), force: yes(),
 		nodeKills: few(), powerCuts: few(), blackouts: few(), disks: few(), full: few(),
 		syncBytes: []int64{8 << 10, 64 << 10, 1 << 20}[r.IntN(3)],
 		syncEvery: []time.Duration{20 * time.Millisecond, time.Second, 5 * time.Second}[r.IntN(3)],
 	}
-	if c.nodes == 3 && yes() {
+	if c.nodes >= 3 && yes() {
 		c.copies = 3
 	}
 	c.minCopies = 1 + r.IntN(c.copies)
@@ -101,6 +101,7 @@ type world struct {
 
 	noting    sync.Mutex // guards what follows; taken last
 	history   []string
+	happened  map[string]int
 	violation string
 }
 
@@ -115,7 +116,7 @@ type simCut struct{ there, back time.Duration }
 
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x51)), start: time.Now(), closely: os.Getenv("TORUS_SIM_SEED") != "",
-		peace: make(chan struct{}), killed: map[int]bool{}, cuts: map[cutLink]simCut{}}
+		peace: make(chan struct{}), killed: map[int]bool{}, cuts: map[cutLink]simCut{}, happened: map[string]int{}}
 	w.with = drawConditions(w.rng)
 	// Corrupt is only one node's, and never the only copy that kept its power: what is lost
 	// then may be lost.
