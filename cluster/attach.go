@@ -166,11 +166,11 @@ const maxChain = 1 << 16
 // incarnationsOf returns the prefix of a volume's incarnations.
 func incarnationsOf(vol store.VolumeID) string { return idKey(keyIncarnations, vol) + "/" }
 
-func incarnationKey(vol store.VolumeID, node ring.NodeID) string {
-	return idKey(incarnationsOf(vol), node)
+func incarnationKey(vol store.VolumeID, node ring.NodeID, target uint64) string {
+	return roleKey(incarnationsOf(vol), node, target)
 }
 
-// incarnations reads what is recorded for a volume, in the order of nodes.
+// incarnations reads what is recorded for a volume, in the order of nodes, and of rings.
 func (c *Cluster) incarnations(ctx context.Context, vol store.VolumeID, at Revision) ([]Incarnation, error) {
 	prefix := incarnationsOf(vol)
 	pairs, _, err := c.readAll(ctx, prefix, at)

@@ -24,6 +24,7 @@ import (
 //	/torus/attachments/VOLUME  1       epoch, holder, purpose, since (lease)
 //	/torus/keeper              1       node, doing, since (lease)
 //	/torus/incarnations/VOLUME/NODE 1  identity, incarnation
+//	/torus/incarnations/VOLUME/NODE/RING 1 the same of what target ring RING adds
 //	/torus/stale/LAYER/NODE    1       since, epoch, at, why
 //	/torus/stale/LAYER/NODE/RING 1     the same of what target ring RING adds; fresh
 //	/torus/reports/VOLUME      1       waiting, copies, at (lease)

@@ -40,15 +40,49 @@ type StaleKey struct {
 // that marks say; Epoch and At are filled in. What is recorded with a lower
 // version keeps that: the node lacks all of it (PROTOCOL.md, stale record).
 // ErrLost if somebody else has the volume; ErrUnknown if the records may stand or
-// may come to stand yet; ErrUnavailable if they surely don't.
+// may come to stand yet; ErrUnavailable or ErrMoved if they surely don't.
 func (a *Attachment) MarkStale(ctx context.Context, marks []Stale) error {
 	return a.failed(a.c.transact(ctx, func(ctx context.Context, t *tx) error {
 		v, err := a.own(ctx, t)
 		if err != nil {
 			return err
 		}
+		if err := a.unmoved(ctx, t, rolesOf(nil, marks)); err != nil {
+			return err
+		}
 		return a.putStale(ctx, t, v.ID, marks)
 	}))
+}
+
+// rolesOf returns the target rings that records are about.
+func rolesOf(found []Incarnation, stale []Stale) (targets []uint64) {
+	for _, i := range found {
+		targets = append(targets, i.Target)
+	}
+	for _, s := range stale {
+		targets = append(targets, s.Target)
+	}
+	return targets
+}
+
+// unmoved makes it a condition that the lineage has the ring that the attachment has,
+// and, where records are about a target, that one. Otherwise ErrMoved: whoever
+// placed by a ring that was followed by another would judge by its copies which others
+// may be recorded to lack writes.
+func (a *Attachment) unmoved(ctx context.Context, t *tx, targets []uint64) error {
+	l, err := t.lineage(ctx, a.Lineage.ID)
+	if err != nil {
+		return err
+	}
+	if l.Ring != a.Ring.Number {
+		return fmt.Errorf("%w from ring %d to %d", ErrMoved, a.Ring.Number, l.Ring)
+	}
+	for _, n := range targets {
+		if n != 0 && n != l.Target {
+			return fmt.Errorf("%w: not to ring %d any more", ErrMoved, n)
+		}
+	}
+	return nil
 }
 
 // putStale writes stale records, also those that are there already: a commit of
@@ -58,7 +92,7 @@ func (a *Attachment) MarkStale(ctx context.Context, marks []Stale) error {
 // incarnation, which InSync writes each time.
 func (a *Attachment) putStale(ctx context.Context, t *tx, vol store.VolumeID, marks []Stale) error {
 	for _, m := range marks {
-		if _, err := t.pair(ctx, incarnationKey(vol, m.Node)); err != nil {
+		if _, err := t.pair(ctx, incarnationKey(vol, m.Node, m.Target)); err != nil {
 			return err
 		}
 		var have staleRecord
@@ -77,17 +111,20 @@ func (a *Attachment) putStale(ctx context.Context, t *tx, vol store.VolumeID, ma
 }
 
 // InSync records that a node has all that was written to the layers, of the chunks that
-// the ring gives it (target 0), or that only the target does: it is equal to a copy in
+// the ring gives it, or that only now.Target does: it is equal to a copy in
 // sync and synced, and was found in the incarnation now. The stale records go. Errors as
 // for MarkStale, and ErrInvalid for one that is still Fresh.
-func (a *Attachment) InSync(ctx context.Context, now Incarnation, target uint64, layers []store.LayerID) error {
+func (a *Attachment) InSync(ctx context.Context, now Incarnation, layers []store.LayerID) error {
 	return a.failed(a.c.transact(ctx, func(ctx context.Context, t *tx) error {
 		v, err := a.own(ctx, t)
 		if err != nil {
 			return err
 		}
+		if err := a.unmoved(ctx, t, []uint64{now.Target}); err != nil {
+			return err
+		}
 		var have incarnationRecord
-		key := incarnationKey(v.ID, now.Node)
+		key := incarnationKey(v.ID, now.Node, now.Target)
 		known, err := t.get(ctx, key, &have)
 		if err != nil {
 			return err
@@ -95,7 +132,7 @@ func (a *Attachment) InSync(ctx context.Context, now Incarnation, target uint64,
 		stale := false
 		for _, layer := range layers {
 			var r staleRecord
-			key := staleKey(StaleKey{layer, now.Node, target})
+			key := staleKey(StaleKey{layer, now.Node, now.Target})
 			found, err := t.get(ctx, key, &r)
 			if err != nil {
 				return err
@@ -140,25 +177,22 @@ func (c *Cluster) staleBelow(ctx context.Context, prefix string, at Revision) ([
 		}
 	}
 	slices.SortFunc(all, func(a, b Stale) int {
-		return cmp.Or(cmp.Compare(a.Layer, b.Layer), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Target, b.Target))
+		return compareStale(StaleKey{a.Layer, a.Node, a.Target}, StaleKey{b.Layer, b.Node, b.Target})
 	})
 	return all, nil
+}
+
+func compareStale(a, b StaleKey) int {
+	return cmp.Or(cmp.Compare(a.Layer, b.Layer), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Target, b.Target))
 }
 
 // staleLayer returns the prefix of a layer's stale records.
 func staleLayer(layer store.LayerID) string { return idKey(keyStale, layer) + "/" }
 
-func staleKey(k StaleKey) string {
-	key := idKey(staleLayer(k.Layer), k.Node)
-	if k.Target != 0 {
-		key = idKey(key+"/", k.Target)
-	}
-	return key
-}
+func staleKey(k StaleKey) string { return roleKey(staleLayer(k.Layer), k.Node, k.Target) }
 
 func parseStaleKey(key string) (StaleKey, error) {
-	layer, node, found := strings.Cut(strings.TrimPrefix(key, keyStale), "/")
-	node, target, has := strings.Cut(node, "/")
+	layer, role, found := strings.Cut(strings.TrimPrefix(key, keyStale), "/")
 	if !found {
 		return StaleKey{}, corrupt(key, "key: no node")
 	}
@@ -166,20 +200,36 @@ func parseStaleKey(key string) (StaleKey, error) {
 	if err != nil {
 		return StaleKey{}, corrupt(key, "key: %v", err)
 	}
-	n, err := keyID[ring.NodeID](node, "")
+	node, target, err := parseRole(key, role)
+	return StaleKey{l, node, target}, err
+}
+
+// roleKey returns the key of a record about what a lineage's ring gives a node, or
+// what only target ring target does.
+func roleKey(prefix string, node ring.NodeID, target uint64) string {
+	key := idKey(prefix, node)
+	if target != 0 {
+		key = idKey(key+"/", target)
+	}
+	return key
+}
+
+// parseRole takes apart the end of a key that roleKey made.
+func parseRole(key, role string) (node ring.NodeID, target uint64, err error) {
+	n, of, has := strings.Cut(role, "/")
+	if node, err = keyID[ring.NodeID](n, ""); err != nil {
+		return 0, 0, corrupt(key, "key: %v", err)
+	}
+	if !has {
+		return node, 0, nil
+	}
+	if target, err = keyID[uint64](of, ""); err == nil && target == 0 {
+		err = errors.New("target 0")
+	}
 	if err != nil {
-		return StaleKey{}, corrupt(key, "key: %v", err)
+		return 0, 0, corrupt(key, "key: %v", err)
 	}
-	k := StaleKey{Layer: l, Node: n}
-	if has {
-		if k.Target, err = keyID[uint64](target, ""); err == nil && k.Target == 0 {
-			err = errors.New("target 0")
-		}
-		if err != nil {
-			return StaleKey{}, corrupt(key, "key: %v", err)
-		}
-	}
-	return k, nil
+	return node, target, nil
 }
 
 func decodeStale(p Pair) (StaleKey, Stale, error) {

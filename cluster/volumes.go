@@ -84,7 +84,7 @@ func (c *Cluster) checkSpec(s VolumeSpec) (VolumeSpec, error) {
 		s.Replicas = c.info.Replicas
 	}
 	if s.MinCopies == 0 {
-		s.MinCopies = max(1, s.Replicas-1)
+		s.MinCopies = defaultMinCopies(s.Replicas)
 	}
 	return s, checkCopies(s.Replicas, s.MinCopies)
 }
@@ -162,7 +162,7 @@ func members(nodes []Node, copies int) ([]ring.Member, error) {
 	peer := "PEER"
 	for _, n := range nodes {
 		if n.Has(RoleStorage) && n.State == NodeActive {
-			members = append(members, ring.Member{ID: n.ID, Weight: max(n.Capacity, 1), Zone: n.Zone, Host: n.Host})
+			members = append(members, ring.Member{ID: n.ID, Weight: max(n.Share, 1), Zone: n.Zone, Host: n.Host})
 		}
 		if peer == "PEER" && n.Addresses.API != "" {
 			peer = n.Addresses.API

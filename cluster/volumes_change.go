@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"torus/ring"
 	"torus/store"
@@ -45,6 +46,52 @@ func (c *Cluster) RenameVolume(ctx context.Context, from, to string) error {
 	})
 	return about(volumeNamed(from), err)
 }
+
+// SetReplicas changes how many copies a volume, and each clone of it, is to have; the
+// ring follows. minCopies 0: the default, where it was that before, else what it was,
+// but no more than replicas. ErrTooFewNodes, ErrNotFound.
+func (c *Cluster) SetReplicas(ctx context.Context, name string, replicas, minCopies int) error {
+	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
+		v, err := t.volume(ctx, name)
+		if err != nil {
+			return err
+		}
+		l, err := t.lineage(ctx, v.Lineage)
+		if err != nil {
+			return err
+		}
+		nodes, err := t.nodes(ctx)
+		if err != nil {
+			return err
+		}
+		was := l
+		switch {
+		case minCopies > 0:
+			l.MinCopies = minCopies
+		case l.MinCopies == defaultMinCopies(l.Replicas):
+			l.MinCopies = defaultMinCopies(replicas)
+		default:
+			l.MinCopies = min(l.MinCopies, replicas)
+		}
+		l.Replicas = replicas
+		if err := checkCopies(l.Replicas, l.MinCopies); err != nil {
+			return err
+		}
+		if l.Replicas > was.Replicas {
+			if _, err := members(nodes, replicas); err != nil {
+				return err
+			}
+		}
+		if l != was {
+			t.put(idKey(keyLineages, l.ID), newLineageRecord(l))
+		}
+		return nil
+	})
+	return about(volumeNamed(name), err)
+}
+
+// defaultMinCopies is how many copies a write needs of so many, unless that is set.
+func defaultMinCopies(replicas int) int { return max(1, replicas-1) }
 
 // DeleteVolume deletes a volume that nobody holds (*BusyError otherwise). Its
 // head layer's record says from then on that the layer is dead and the volume
@@ -135,7 +182,7 @@ func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
 		return nil, err
 	}
 	for _, p := range pairs {
-		id, err := keyID[ring.NodeID](p.Key, prefix)
+		id, _, err := parseRole(p.Key, strings.TrimPrefix(p.Key, prefix))
 		if err != nil {
 			return nil, err
 		}

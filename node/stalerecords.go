@@ -42,7 +42,7 @@ func (r staleRecords) Stale(ctx context.Context, n ring.NodeID, why string, sinc
 // InSync implements volume.Records.
 func (r staleRecords) InSync(ctx context.Context, n ring.NodeID, now volume.Copy, layers []store.LayerID) error {
 	is := cluster.Incarnation{Node: n, Identity: now.Identity, Incarnation: now.Incarnation}
-	return outcome(r.att.InSync(ctx, is, 0, layers))
+	return outcome(r.att.InSync(ctx, is, layers))
 }
 
 // outcome says what is known of a transaction, in the volume's words.

@@ -210,7 +210,7 @@ func (r simRecords) Stale(ctx context.Context, n ring.NodeID, why string, since 
 }
 
 func (r simRecords) InSync(ctx context.Context, n ring.NodeID, now volume.Copy, layers []store.LayerID) error {
-	return outcome(r.att.InSync(ctx, cluster.Incarnation{Node: n, Identity: now.Identity, Incarnation: now.Incarnation}, 0, layers))
+	return outcome(r.att.InSync(ctx, cluster.Incarnation{Node: n, Identity: now.Identity, Incarnation: now.Incarnation}, layers))
 }
 
 // outcome says what became of a transaction, in the words of package volume.
