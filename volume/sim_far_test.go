@@ -109,7 +109,7 @@ func (r *far) Adopt(ctx context.Context, layer store.LayerID, e store.Extent, p 
 }
 
 func (r *far) Stable(ctx context.Context, layer store.LayerID, stable, settled store.Version) error {
-	r.p.w.model.tells(r.epoch, settled)
+	r.p.w.model.tells(r.epoch, stable, settled)
 	_, err := r.request(ctx, "stable", 0, 0, stable, func(to store.Replica) (any, error) {
 		return nil, to.Stable(context.Background(), layer, stable, settled)
 	})

@@ -124,7 +124,7 @@ func (k simKV) commit(ctx context.Context, t cluster.Txn) (cluster.Outcome, erro
 			w.happens("record: stale")
 		}
 		if op.Kind == cluster.OpPut {
-			w.model.marked(op.Key, slices.ContainsFunc(before, func(p cluster.Pair) bool { return p.Key == op.Key }))
+			w.model.marked(op.Key, w.sinceOf(op.Value), slices.ContainsFunc(before, func(p cluster.Pair) bool { return p.Key == op.Key }))
 		}
 	}
 	if about {

@@ -244,14 +244,17 @@ func (m *model) recorded() {
 	}
 }
 
-// marked learns that a stale record was written. Its node was in sync until now,
-// unless again says that there was one, so a write may have had its copies, and
-// be answered yet.
-func (m *model) marked(key string, again bool) {
+// marked learns that a stale record was written, and checks that its node has all
+// that the record says. It was in sync until now, unless again says that there was
+// a record, so a write may have had its copies, and be answered yet.
+func (m *model) marked(key string, since store.Version, again bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.w.nodeOf(key)
 	m.stale[n] = m.w.now()
+	if m.w.recordedDisk(m.w.pairs(incarnationKeys), n) {
+		m.durableUpTo(n, since, "I4: it is recorded stale since then")
+	}
 	if again {
 		return
 	}
@@ -301,9 +304,33 @@ func (m *model) joins(key string) {
 	}
 }
 
-// tells checks that holes may be forgotten only when nobody is known to lack
-// them (I7).
-func (m *model) tells(e store.Epoch, settled store.Version) {
+// durableUpTo fails unless a node has all durable that was acknowledged up to a
+// version.
+func (m *model) durableUpTo(n *simNode, mark store.Version, why string) {
+	for _, i := range simPages {
+		pm, last := m.pages[i], store.Version(0)
+		for v, s := range pm.versions {
+			if v <= mark && v > last && s.ended > 0 && !s.failed && s.dead < 0 {
+				last = v
+			}
+		}
+		if last > 0 && slices.Contains(m.w.copies(i), n) && m.has(n, pm, true) < last {
+			m.w.fail("%s: node %d has not all up to %v durable: page %d was %v, it has %v", why, n.id, mark, i, last, m.describe(n, pm))
+		}
+	}
+}
+
+// tells checks what the marks promise: what is stable is durable on every copy in
+// sync, and holes may be forgotten only when nobody is known to lack them (I7).
+func (m *model) tells(e store.Epoch, stable, settled store.Version) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	inSync := m.w.inSync()
+	for _, n := range m.w.nodes {
+		if inSync(n) {
+			m.durableUpTo(n, stable, "stable is told")
+		}
+	}
 	if settled == 0 {
 		return
 	}

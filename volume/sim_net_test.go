@@ -9,6 +9,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"torus/store"
@@ -219,13 +220,13 @@ func (l *link) call(ctx context.Context, m message) (any, error) {
 	if err := l.p.cross(m); err != nil {
 		return nil, err
 	}
-	answers := make(chan result, 64)
+	answers, refused := make(chan result, 64), new(atomic.Bool)
 	giveUp := time.NewTimer(m.limit)
 	defer giveUp.Stop()
 	for {
 		r := l.p.draws(m.op, uint64(l.node.id), uint64(m.off), uint64(m.n), uint64(m.v), uint64(m.epoch))
 		f := l.p.w.fate(r)
-		l.send(m, f, answers)
+		l.send(m, f, answers, refused)
 		again := time.NewTimer(f.again)
 		a, err := l.await(ctx, answers, again.C, giveUp.C)
 		again.Stop()
@@ -236,6 +237,7 @@ func (l *link) call(ctx context.Context, m message) (any, error) {
 			return nil, fmt.Errorf("%v: %w", m.op, err)
 		}
 		if a.err == nil || !errors.Is(a.err, errDown) {
+			refused.Store(errors.Is(a.err, store.ErrNoSpace))
 			return a.v, a.err
 		}
 	}
@@ -261,13 +263,15 @@ func (l *link) await(ctx context.Context, answers <-chan result, again, giveUp <
 	}
 }
 
-// send puts a message on its way, once or twice.
-func (l *link) send(m message, f fate, answers chan<- result) {
+// send puts a message on its way, once or twice. No copy comes after the sender
+// was told that there is no space, as package store/remote promises: what it wrote
+// would be on one copy alone, and nobody would know.
+func (l *link) send(m message, f fate, answers chan<- result, refused *atomic.Bool) {
 	w := l.p.w
 	arrive := func(after time.Duration, answered bool) {
 		w.running.Go(func() {
 			time.Sleep(after)
-			if there, _ := w.cut(l.p, l.node); there || f.lost && answered {
+			if there, _ := w.cut(l.p, l.node); there || f.lost && answered || refused.Load() {
 				return
 			}
 			a := l.node.serve(m)

@@ -47,6 +47,20 @@ func (w *world) staleEpoch(n *simNode) (e store.Epoch, is bool) {
 	return r.Epoch, is
 }
 
+// sinceOf returns up to which version a stale record says that its node has all.
+func (w *world) sinceOf(record []byte) store.Version {
+	var r struct{ Since string }
+	var epoch, sequence uint64
+	err := json.Unmarshal(record, &r)
+	if err == nil {
+		_, err = fmt.Sscanf(r.Since, "%d.%d", &epoch, &sequence)
+	}
+	if err != nil {
+		w.fail("record %s can't be read: %v", record, err)
+	}
+	return store.NewVersion(store.Epoch(epoch), sequence)
+}
+
 // nodeOf returns the node that a key is about.
 func (w *world) nodeOf(key string) *simNode {
 	for _, n := range w.nodes {
@@ -68,19 +82,28 @@ func (w *world) stale(n *simNode) bool {
 	return is
 }
 
-// current returns the copies of a page that have all that was acknowledged:
-// nothing else is recorded, and they have the disk that is.
-func (w *world) current(page int64) []*simNode {
+// inSync returns a test of nodes: nothing is recorded that a node lacks, and it
+// has the disk that is recorded.
+func (w *world) inSync() func(*simNode) bool {
 	stale, recorded := w.pairs(staleKeys), w.pairs(incarnationKeys)
-	return slices.DeleteFunc(w.copies(page), func(n *simNode) bool {
-		if _, is := hasKey(stale, n); is {
-			return true
-		}
-		p, is := hasKey(recorded, n)
-		var r struct{ Identity string }
-		if is && json.Unmarshal(p.Value, &r) != nil {
-			w.fail("record %s can't be read", p.Key)
-		}
-		return is && r.Identity != fmt.Sprintf("%016x", uint64(n.diskNow().identity))
-	})
+	return func(n *simNode) bool {
+		_, is := hasKey(stale, n)
+		return !is && w.recordedDisk(recorded, n)
+	}
+}
+
+// recordedDisk reports whether a node has the disk that the records say it had.
+func (w *world) recordedDisk(recorded []cluster.Pair, n *simNode) bool {
+	p, is := hasKey(recorded, n)
+	var r struct{ Identity string }
+	if is && json.Unmarshal(p.Value, &r) != nil {
+		w.fail("record %s can't be read", p.Key)
+	}
+	return !is || r.Identity == fmt.Sprintf("%016x", uint64(n.diskNow().identity))
+}
+
+// current returns the copies of a page that have all that was acknowledged.
+func (w *world) current(page int64) []*simNode {
+	inSync := w.inSync()
+	return slices.DeleteFunc(w.copies(page), func(n *simNode) bool { return !inSync(n) })
 }
