@@ -45,6 +45,9 @@ func (r staleRecords) InSync(ctx context.Context, n ring.NodeID, now volume.Copy
 	return outcome(r.att.InSync(ctx, is, layers))
 }
 
+// MayJoin implements volume.Records. No volume is opened with copies of a target.
+func (r staleRecords) MayJoin(context.Context, ring.NodeID) (bool, error) { return true, nil }
+
 // outcome says what is known of a transaction, in the volume's words.
 func outcome(err error) error {
 	switch {

@@ -148,6 +148,8 @@ func (r *memRecords) InSync(_ context.Context, n ring.NodeID, now Copy, layers [
 	return nil
 }
 
+func (r *memRecords) MayJoin(context.Context, ring.NodeID) (bool, error) { return true, nil }
+
 // newNodes makes n empty nodes for volumes of so many copies. With a nil rng
 // everything is durable at once.
 func newNodes(n, copies int, rng *rand.Rand) *nodes {

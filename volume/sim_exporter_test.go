@@ -213,6 +213,8 @@ func (r simRecords) InSync(ctx context.Context, n ring.NodeID, now volume.Copy, 
 	return outcome(r.att.InSync(ctx, cluster.Incarnation{Node: n, Identity: now.Identity, Incarnation: now.Incarnation}, layers))
 }
 
+func (r simRecords) MayJoin(context.Context, ring.NodeID) (bool, error) { return true, nil }
+
 // outcome says what became of a transaction, in the words of package volume.
 func outcome(err error) error {
 	switch {

@@ -85,6 +85,12 @@ type Options struct {
 	Dial func(ctx context.Context, id ring.NodeID) (store.Store, error)
 	// Nodes are all that Place can name; nil: those of Stores.
 	Nodes []ring.NodeID
+	// Targets are those of Nodes that are copies of a target ring (PROTOCOL.md, Ring
+	// change): the copy's ID, which is no node's, and the node on which it lies. All
+	// that is said of nodes by ID here, in Records and in Found goes for such a copy
+	// under its own ID. Place names them behind the others. They get all writes once
+	// they were caught up with, but are never read and count for nothing else.
+	Targets map[ring.NodeID]ring.NodeID
 	// Period: Place's sets of copies repeat after so many chunks; 0: they don't.
 	Period ring.ChunkIndex
 	// Held reports that the lease surely has not run out; nil: it never does.
