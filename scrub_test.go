@@ -109,6 +109,11 @@ func TestScrub(t *testing.T) {
 		t.Errorf("with the page written again: %+v", s)
 	}
 	p.stop()
+	flipPage(t, c.dirs[2], page(9))
+	if s = scrub()[0]; s.Corrupt != 1 || s.Lost != 0 {
+		t.Errorf("attached by nobody, with a byte flipped: %+v", s)
+	}
+	waitFor(t, "the volume to be given up", func() bool { return c.epoch() == 0 })
 	for _, n := range c.nodes {
 		n.stop()
 	}

@@ -265,7 +265,7 @@ func (c *volumeDeleteCmd) Run(a *app) error {
 	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
 		v, err := records.Volume(ctx, string(c.Name))
 		if err == nil {
-			err = records.DeleteVolume(ctx, string(c.Name))
+			err = deleteVolume(ctx, records, v.Volume)
 		}
 		if err != nil {
 			return noSuchVolume(advise(err, cluster.ErrBusy, "%s", howToFree(err)))
@@ -274,6 +274,32 @@ func (c *volumeDeleteCmd) Run(a *app) error {
 			fmt.Fprintf(w, "Deleted volume %s.\n", c.Name)
 		})
 	})
+}
+
+// givesWay is how often a volume is tried again that is attached for maintenance.
+const givesWay = 100 * time.Millisecond
+
+// deleteVolume deletes a volume. Who has it for maintenance is asked to give it up.
+func deleteVolume(ctx context.Context, records *cluster.Cluster, v cluster.Volume) error {
+	asked := false
+	for until := time.Now().Add(records.Lease() + time.Second); ; {
+		err := records.DeleteVolume(ctx, v.Name)
+		var busy *cluster.BusyError
+		if !errors.As(err, &busy) || busy.Purpose != cluster.ForMaintenance || ctx.Err() != nil || time.Now().After(until) {
+			return err
+		}
+		if !asked {
+			process, err := cluster.ThisProcess()
+			if err == nil {
+				err = records.Want(ctx, v, cluster.Holder{Name: "torus volume delete", Process: process})
+			}
+			if err != nil {
+				return err
+			}
+			asked = true
+		}
+		time.Sleep(givesWay)
+	}
 }
 
 // howToFree says what makes the holder of a volume let it go.

@@ -118,7 +118,7 @@ func (c *Cluster) DeleteVolume(ctx context.Context, name string) error {
 			return err
 		}
 		if holder != nil {
-			return &BusyError{Volume: name, Holder: holder.Holder, Epoch: holder.Epoch}
+			return &BusyError{Volume: name, Holder: holder.Holder, Purpose: holder.Purpose, Epoch: holder.Epoch}
 		}
 		deleting = v.ID
 		return t.deleteVolume(ctx, v)

@@ -190,9 +190,7 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUn
 	a.watch = cancel
 	a.watching.Go(func() { n.watchAttached(watching, a) })
 	a.watching.Go(func() { n.report(watching, a) })
-	if att.Purpose == cluster.ForExport {
-		a.watching.Go(func() { n.scrubWhenDue(watching, a) })
-	}
+	a.watching.Go(func() { n.scrubWhenDue(watching, a) })
 	return a, nil
 }
 

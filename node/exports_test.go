@@ -32,6 +32,7 @@ func newTestNode(t *testing.T) (*Node, *cluster.Memory) {
 	}
 	n := &Node{
 		scrubs:   newScrubs(),
+		repairs:  newRepairs(),
 		settings: New(Settings{Name: "n1"}), log: slog.New(slog.DiscardHandler), process: process,
 		cluster: c, store: memstore.New(), failed: make(chan struct{}),
 	}

@@ -65,7 +65,7 @@ type Node struct {
 	scrubs   *scrubs
 	readOnly bool    // volumes are attached for reading only
 	holding  holding // all that is attached, also for repair
-	repairs  repairs
+	repairs  *repairs
 	force    map[string]bool // volumes still to be taken from whoever holds them; guarded by forcing
 	forcing  sync.Mutex
 
@@ -106,7 +106,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 }
 
 func newNode(o Options) *Node {
-	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, scrubs: newScrubs(), failed: make(chan struct{}), asked: make(chan struct{}), since: time.Now(), starting: o.Starting}
+	n := &Node{dir: o.Dir, settings: o.Settings, version: o.Version, log: o.Logger, scrubs: newScrubs(), repairs: newRepairs(), failed: make(chan struct{}), asked: make(chan struct{}), since: time.Now(), starting: o.Starting}
 	if n.starting == nil {
 		n.starting = func(string) {}
 	}

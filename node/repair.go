@@ -14,10 +14,11 @@ import (
 	"torus/store"
 )
 
-// Volumes that nobody has attached are repaired by the storage nodes in turn: one
-// attaches it for maintenance, which brings what a crash left to one value and
-// copies that lack writes up to date, and gives it up; at once when somebody wants
-// it (/torus/wanted/VOLUME).
+// Volumes that nobody has attached are repaired and scrubbed by the storage nodes in
+// turn: one attaches it for maintenance, which brings what a crash left to one value
+// and copies that lack writes up to date, or until it is scrubbed, and gives it up; at
+// once when somebody wants it (/torus/wanted/VOLUME). A repair does not wait for a
+// scrub, which may take hours.
 
 const (
 	// repairEvery is how often a node looks for what there is to repair.
@@ -31,40 +32,56 @@ const (
 	repairLook = 250 * time.Millisecond
 )
 
-// repairs is the repair that this process does, if any.
+// repairs are the volumes that this process has attached for maintenance, or is about
+// to: at most one to repair, and one to scrub.
 type repairs struct {
-	mu     sync.Mutex
-	id     store.VolumeID // 0: none
+	mu    sync.Mutex
+	under map[store.VolumeID]underRepair
+}
+
+type underRepair struct {
 	name   string
 	cancel context.CancelFunc
 }
+
+func newRepairs() *repairs { return &repairs{under: map[store.VolumeID]underRepair{}} }
 
 // has reports whether a volume is under repair here, or about to be.
 func (r *repairs) has(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.id != 0 && r.name == name
+	for _, u := range r.under {
+		if u.name == name {
+			return true
+		}
+	}
+	return false
 }
 
-// begin notes a repair that cancel ends; end that it is over.
-func (r *repairs) begin(v cluster.Volume, cancel context.CancelFunc) {
+// begin notes a repair that cancel ends, unless there is one of the volume; end that
+// it is over.
+func (r *repairs) begin(v cluster.Volume, cancel context.CancelFunc) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.id, r.name, r.cancel = v.ID, v.Name, cancel
+	if _, is := r.under[v.ID]; is {
+		return false
+	}
+	r.under[v.ID] = underRepair{v.Name, cancel}
+	return true
 }
 
-func (r *repairs) end() {
+func (r *repairs) end(id store.VolumeID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.id = 0
+	delete(r.under, id)
 }
 
 // wanted ends the repair of a volume that somebody waits for.
 func (r *repairs) wanted(id store.VolumeID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.id == id && id != 0 {
-		r.cancel()
+	if u, is := r.under[id]; is {
+		u.cancel()
 	}
 }
 
@@ -82,7 +99,8 @@ func (n *Node) startRepairs() {
 			}
 		})
 	})
-	wg.Go(func() { n.repairLoop(ctx) })
+	wg.Go(func() { n.maintain(ctx, maintenance{needsRepair, repairTurn, inSyncSoon}) })
+	wg.Go(func() { n.maintain(ctx, maintenance{n.needsScrub, 0, n.scrubbedSoon}) })
 	n.started("repairs", func() error {
 		stop()
 		wg.Wait()
@@ -90,8 +108,19 @@ func (n *Node) startRepairs() {
 	})
 }
 
-func (n *Node) repairLoop(ctx context.Context) {
-	since := map[store.VolumeID]time.Time{} // volumes need repair
+// maintenance is why a volume that nobody has attached is attached for a while.
+type maintenance struct {
+	// needed says whether it is, given the storage nodes that live.
+	needed func(v cluster.VolumeInfo, live map[ring.NodeID]bool) bool
+	// grace is how long the volume is left alone before.
+	grace time.Duration
+	// done returns when it is done, or of no use: false.
+	done func(context.Context, *attached) bool
+}
+
+// maintain attaches volumes that need it, in its turn.
+func (n *Node) maintain(ctx context.Context, m maintenance) {
+	since := map[store.VolumeID]time.Time{} // volumes need it
 	for ctx.Err() == nil {
 		vols, err := n.cluster.Volumes(ctx)
 		var nodes []cluster.NodeInfo
@@ -103,8 +132,8 @@ func (n *Node) repairLoop(ctx context.Context) {
 			pause(ctx, repairEvery)
 			continue
 		}
-		for _, v := range toRepair(vols, nodes, n.settings.ID, since, time.Now()) {
-			n.repair(ctx, v)
+		for _, v := range m.inTurn(vols, nodes, n.settings.ID, since, time.Now()) {
+			n.repair(ctx, v, m.done)
 			// Where it was not done another has its turn first, or somebody the volume.
 			delete(since, v.ID)
 		}
@@ -112,9 +141,9 @@ func (n *Node) repairLoop(ctx context.Context) {
 	}
 }
 
-// toRepair decides which volumes it is this node's turn to repair; since is when
+// inTurn decides which volumes it is this node's turn to attach; since is when
 // each was first seen to need it, and is brought up to date.
-func toRepair(vols []cluster.VolumeInfo, nodes []cluster.NodeInfo, self ring.NodeID,
+func (m maintenance) inTurn(vols []cluster.VolumeInfo, nodes []cluster.NodeInfo, self ring.NodeID,
 	since map[store.VolumeID]time.Time, now time.Time) (mine []cluster.VolumeInfo) {
 	live := map[ring.NodeID]bool{}
 	for _, n := range nodes {
@@ -124,14 +153,14 @@ func toRepair(vols []cluster.VolumeInfo, nodes []cluster.NodeInfo, self ring.Nod
 	}
 	needy := map[store.VolumeID]bool{}
 	for _, v := range vols {
-		if !needsRepair(v, live) {
+		if v.Attached != nil || !m.needed(v, live) {
 			continue
 		}
 		needy[v.ID] = true
 		if since[v.ID].IsZero() {
 			since[v.ID] = now
 		}
-		if wait := time.Duration(1+turn(v.ID, self, live)) * repairTurn; now.Sub(since[v.ID]) >= wait {
+		if wait := m.grace + time.Duration(turn(v.ID, self, live))*repairTurn; now.Sub(since[v.ID]) >= wait {
 			mine = append(mine, v)
 		}
 	}
@@ -143,14 +172,23 @@ func toRepair(vols []cluster.VolumeInfo, nodes []cluster.NodeInfo, self ring.Nod
 	return mine
 }
 
-// needsRepair reports whether there is something to do about a volume that nobody
-// has attached: a copy lacks writes, on a node that lives, or whoever had it did
-// not end well.
+// needsRepair: a copy lacks writes, on a node that lives, or whoever had the volume
+// did not end well.
 func needsRepair(v cluster.VolumeInfo, live map[ring.NodeID]bool) bool {
-	if v.Attached != nil {
-		return false
-	}
 	return !v.Clean || slices.ContainsFunc(v.Stale, func(s cluster.Stale) bool { return live[s.Node] })
+}
+
+// needsScrub: it is time to scrub the volume. Those of this process are done one after
+// the other.
+func (n *Node) needsScrub(v cluster.VolumeInfo, _ map[ring.NodeID]bool) bool {
+	return len(n.scrubs.turn) == 0 && n.scrubDue(v.Volume)
+}
+
+// scrubDue reports whether a volume is to be scrubbed now.
+func (n *Node) scrubDue(v cluster.Volume) bool {
+	known, every, _ := n.scrubs.of(v.ID)
+	at := due(known, every, v.Created)
+	return !at.IsZero() && !at.After(time.Now())
 }
 
 // turn is how many nodes come before this one: by a hash, so that the volumes'
@@ -169,13 +207,15 @@ func turn(id store.VolumeID, self ring.NodeID, live map[ring.NodeID]bool) (befor
 	return before
 }
 
-// repair attaches a volume for maintenance until its copies are in sync, it is of
-// no use, or somebody wants it.
-func (n *Node) repair(ctx context.Context, v cluster.VolumeInfo) {
+// repair attaches a volume for maintenance until done returns, which says whether it is
+// done, or somebody wants it.
+func (n *Node) repair(ctx context.Context, v cluster.VolumeInfo, done func(context.Context, *attached) bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	n.repairs.begin(v.Volume, cancel)
-	defer n.repairs.end()
+	if !n.repairs.begin(v.Volume, cancel) {
+		return
+	}
+	defer n.repairs.end(v.ID)
 	a, err := n.attach(ctx, v.Name, cluster.AttachOptions{Purpose: cluster.ForMaintenance})
 	switch {
 	case ctx.Err() != nil && a == nil, errors.Is(err, cluster.ErrBusy), errors.Is(err, cluster.ErrNotFound):
@@ -184,19 +224,46 @@ func (n *Node) repair(ctx context.Context, v cluster.VolumeInfo) {
 		n.log.Warn("volume can't be repaired yet", "volume", v.Name, "err", err)
 		return
 	}
-	whole := inSyncSoon(ctx, a)
+	complete := done(ctx, a)
 	if err := n.end(a); err != nil {
-		n.log.Warn("volume not detached cleanly after its repair", "volume", v.Name, "err", err)
+		n.log.Warn("volume not detached cleanly after maintenance", "volume", v.Name, "err", err)
 		return
 	}
-	n.log.Info("volume repaired", "volume", v.Name, "whole", whole)
+	n.log.Info("volume maintained", "volume", v.Name, "done", complete)
+}
+
+// scrubbedSoon waits until the volume is scrubbed (see scrubWhenDue), and all copies are
+// in sync; not if that makes no progress.
+func (n *Node) scrubbedSoon(ctx context.Context, a *attached) bool {
+	var last cluster.Scrub
+	for moved := time.Now(); n.scrubDue(a.att.Volume); {
+		known, _, _ := n.scrubs.of(a.att.Volume.ID)
+		if known != last {
+			last, moved = known, time.Now()
+		}
+		if time.Since(moved) >= repairStuck || !a.goesOn(ctx) {
+			return false
+		}
+	}
+	return inSyncSoon(ctx, a)
+}
+
+// goesOn waits a little, and reports whether the volume is to be kept.
+func (a *attached) goesOn(ctx context.Context) bool {
+	select {
+	case <-a.ended:
+		return false
+	default:
+		pause(ctx, repairLook)
+		return ctx.Err() == nil
+	}
 }
 
 // inSyncSoon waits until all copies are in sync; not if that makes no progress.
 func inSyncSoon(ctx context.Context, a *attached) bool {
 	var done int64
 	inSync, moved := 0, time.Now()
-	for ctx.Err() == nil {
+	for {
 		nowDone, nowInSync := int64(0), 0
 		all := a.vol.Status().Copies
 		for _, c := range all {
@@ -211,15 +278,8 @@ func inSyncSoon(ctx context.Context, a *attached) bool {
 		if nowDone != done || nowInSync != inSync {
 			done, inSync, moved = nowDone, nowInSync, time.Now()
 		}
-		if time.Since(moved) >= repairStuck {
+		if time.Since(moved) >= repairStuck || !a.goesOn(ctx) {
 			return false
-		}
-		select {
-		case <-a.ended:
-			return false
-		default:
-			pause(ctx, repairLook)
 		}
 	}
-	return false
 }

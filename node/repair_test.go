@@ -21,7 +21,7 @@ func TestToRepair(t *testing.T) {
 		{Node: cluster.Node{ID: 5, Roles: []cluster.Role{cluster.RoleStorage}}, Alive: true, Stopping: true},
 	}
 	stale := func(id ring.NodeID) []cluster.Stale { return []cluster.Stale{{Node: id}} }
-	begun := time.Now()
+	m, begun := maintenance{needed: needsRepair, grace: repairTurn}, time.Now()
 	for _, c := range []struct {
 		what  string
 		v     cluster.VolumeInfo
@@ -39,7 +39,7 @@ func TestToRepair(t *testing.T) {
 		for _, self := range []ring.NodeID{1, 2} {
 			since := map[store.VolumeID]time.Time{}
 			due := func(after time.Duration) bool {
-				return len(toRepair([]cluster.VolumeInfo{c.v}, nodes, self, since, begun.Add(after))) == 1
+				return len(m.inTurn([]cluster.VolumeInfo{c.v}, nodes, self, since, begun.Add(after))) == 1
 			}
 			if due(0) || due(repairTurn-1) {
 				t.Errorf("%s: repaired at once", c.what)
@@ -50,7 +50,7 @@ func TestToRepair(t *testing.T) {
 			if late := due(2 * repairTurn); late != c.needs {
 				t.Errorf("%s: node %v repairs it in the end: %v, want %v", c.what, self, late, c.needs)
 			}
-			toRepair(nil, nodes, self, since, begun)
+			m.inTurn(nil, nodes, self, since, begun)
 			if len(since) != 0 {
 				t.Errorf("%s: it is still thought of", c.what)
 			}
@@ -80,7 +80,7 @@ func TestRepairGivesWay(t *testing.T) {
 			if err := n.end(a); err != nil {
 				t.Error(err)
 			}
-			n.repairs.end()
+			n.repairs.end(v.ID)
 		}()
 		begun := time.Now()
 		_, release := mustOpen(t, n, "vol1")
