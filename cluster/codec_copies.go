@@ -55,12 +55,13 @@ func newStaleRecord(s Stale) *staleRecord {
 }
 
 type copyRecord struct {
-	Node  hexID     `json:"node"`
-	State string    `json:"state"`
-	Why   string    `json:"why,omitempty"`
-	Since time.Time `json:"since"`
-	Done  int64     `json:"done"`
-	Total int64     `json:"total"`
+	Node   hexID     `json:"node"`
+	Target bool      `json:"target,omitempty"`
+	State  string    `json:"state"`
+	Why    string    `json:"why,omitempty"`
+	Since  time.Time `json:"since"`
+	Done   int64     `json:"done"`
+	Total  int64     `json:"total"`
 }
 
 type reportRecord struct {
@@ -75,7 +76,7 @@ func (r *reportRecord) check() error { return nil }
 func (r *reportRecord) report() Report {
 	out := Report{Waiting: r.Waiting, At: r.At}
 	for _, c := range r.Copies {
-		out.Copies = append(out.Copies, CopyReport{ring.NodeID(c.Node), c.State, c.Why, c.Since, c.Done, c.Total})
+		out.Copies = append(out.Copies, CopyReport{ring.NodeID(c.Node), c.Target, c.State, c.Why, c.Since, c.Done, c.Total})
 	}
 	return out
 }
@@ -83,7 +84,7 @@ func (r *reportRecord) report() Report {
 func newReportRecord(r Report) *reportRecord {
 	out := &reportRecord{Waiting: r.Waiting, At: r.At}
 	for _, c := range r.Copies {
-		out.Copies = append(out.Copies, copyRecord{hexID(c.Node), c.State, c.Why, c.Since, c.Done, c.Total})
+		out.Copies = append(out.Copies, copyRecord{hexID(c.Node), c.Target, c.State, c.Why, c.Since, c.Done, c.Total})
 	}
 	return out
 }

@@ -67,7 +67,7 @@ func TestRecordsAsStored(t *testing.T) {
 		{&stopRecord{By: "process 7", At: at}, `{"format":1,"by":"process 7","at":"2026-01-02T03:04:05Z"}`},
 		{&wantedRecord{Holder: newHolderRecord(holder(1)), At: at},
 			`{"format":1,"holder":{"node":"0000000000000001","name":"n1","boot_id":"boot","pid_namespace":"pid:[1]","pid":1,"start_time":7},"at":"2026-01-02T03:04:05Z"}`},
-		{&limitsRecord{RepairRate: 50 << 20}, `{"format":1,"repair_rate":52428800}`},
+		{newLimitsRecord(Limits{RepairRate: 50 << 20, AwayAfter: time.Hour}), `{"format":1,"repair_rate":52428800,"away_after":3600}`},
 		{&placedRecord{Epoch: 4, Ring: 1, Target: 2}, `{"format":1,"epoch":4,"ring":"0000000000000001","target":"0000000000000002"}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {

@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"errors"
+	"reflect"
 	"testing"
+	"time"
 
 	"torus/ring"
 )
@@ -103,4 +105,36 @@ func TestSetReplicas(t *testing.T) {
 	if l := b.lineage(t, "vol1"); l.Replicas != 1 || l.MinCopies != 1 {
 		t.Errorf("%+v", l)
 	}
+}
+
+// A node is done without after the time that is set for it, or never.
+func TestAway(t *testing.T) {
+	for _, test := range []struct {
+		after, so time.Duration
+		want      bool
+	}{
+		{0, DefaultAwayAfter - 1, false}, {0, DefaultAwayAfter, true},
+		{time.Hour, time.Hour - 1, false}, {time.Hour, time.Hour, true}, {-time.Second, 100 * time.Hour, false},
+	} {
+		if got := (Limits{AwayAfter: test.after}).Away(test.so); got != test.want {
+			t.Errorf("away for %v, allowed %v: %v", test.so, test.after, got)
+		}
+	}
+}
+
+// Placed names the volumes of each node that a ring or a target has.
+func TestPlaced(t *testing.T) {
+	b, a := serving(t)
+	must(t, a.TellPlaced(t.Context()))
+	b.register(t, 3)
+	look := func(want map[ring.NodeID][]string) {
+		t.Helper()
+		if got, err := b.Placed(t.Context()); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%v, %v; want %v", got, err, want)
+		}
+	}
+	vol1 := []string{"vol1"}
+	look(map[ring.NodeID][]string{1: vol1, 2: vol1})
+	b.advance(t, RingSet)
+	look(map[ring.NodeID][]string{1: vol1, 2: vol1, 3: vol1})
 }

@@ -160,21 +160,9 @@ func (t *tx) deleteVolume(ctx context.Context, v Volume) error {
 // the lineage's ring, and those whose incarnation was recorded, as far as they
 // are still in the cluster.
 func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
-	lineage, err := t.lineage(ctx, v.Lineage)
+	ids, err := t.mayHold(ctx, v)
 	if err != nil {
 		return nil, err
-	}
-	r, err := t.ring(ctx, lineage)
-	if err != nil {
-		return nil, err
-	}
-	ids := r.IDs()
-	if lineage.Target != 0 {
-		target, err := t.ringOf(ctx, lineage, lineage.Target)
-		if err != nil {
-			return nil, err
-		}
-		ids = append(ids, target.IDs()...)
 	}
 	prefix := incarnationsOf(v.ID)
 	pairs, err := t.list(ctx, prefix)
@@ -197,6 +185,28 @@ func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
 	}
 	slices.Sort(ids)
 	return slices.DeleteFunc(slices.Compact(ids), gone), nil
+}
+
+// mayHold returns the nodes that ring and target of a volume's lineage name, in order.
+func (t *tx) mayHold(ctx context.Context, v Volume) ([]ring.NodeID, error) {
+	l, err := t.lineage(ctx, v.Lineage)
+	if err != nil {
+		return nil, err
+	}
+	r, err := t.ring(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	ids := r.IDs()
+	if l.Target != 0 {
+		target, err := t.ringOf(ctx, l, l.Target)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, target.IDs()...)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // ring reads the ring of a lineage, which must be there.
