@@ -18,6 +18,7 @@ type behindView struct {
 	Since time.Time `json:"since"`
 	Done  int64     `json:"done"`  // bytes of a resync
 	Total int64     `json:"total"` // 0: none is under way
+	Left  int64     `json:"left"`  // seconds, at the rate so far; 0: not known
 
 	id ring.NodeID
 }
@@ -61,7 +62,7 @@ func behind(v cluster.VolumeInfo) []behindView {
 	if v.Report != nil {
 		for _, c := range v.Report.Copies {
 			if c.State != cluster.CopyInSync && !c.Target {
-				all = append(all, behindView{c.Node.String(), c.State, c.Why, c.Since, c.Done, c.Total, c.Node})
+				all = append(all, behindView{c.Node.String(), c.State, c.Why, c.Since, c.Done, c.Total, int64(c.Left.Seconds()), c.Node})
 			}
 		}
 		return all
@@ -118,7 +119,12 @@ func (v volumeView) problems(nodes []cluster.NodeInfo) []string {
 		}
 		switch {
 		case b.Total > 0:
-			add(": node %s is brought up to date, %s of %s", name, formatSize(min(b.Done, b.Total)), formatSize(b.Total))
+			left := ""
+			if b.Left > 0 {
+				left = fmt.Sprintf(", %v left", time.Duration(b.Left)*time.Second)
+			}
+			add(": node %s is brought up to date, %d%%, %s of %s%s", name, 100*min(b.Done, b.Total)/b.Total,
+				formatSize(min(b.Done, b.Total)), formatSize(b.Total), left)
 		case !alive:
 			add(": node %s lacks writes since %s: start it with \"torus start\"", name, b.Since.UTC().Format(time.RFC3339))
 		case v.Attached == nil:

@@ -62,6 +62,7 @@ type copyRecord struct {
 	Since  time.Time `json:"since"`
 	Done   int64     `json:"done"`
 	Total  int64     `json:"total"`
+	Left   int64     `json:"left,omitempty"` // seconds
 }
 
 type reportRecord struct {
@@ -76,7 +77,7 @@ func (r *reportRecord) check() error { return nil }
 func (r *reportRecord) report() Report {
 	out := Report{Waiting: r.Waiting, At: r.At}
 	for _, c := range r.Copies {
-		out.Copies = append(out.Copies, CopyReport{ring.NodeID(c.Node), c.Target, c.State, c.Why, c.Since, c.Done, c.Total})
+		out.Copies = append(out.Copies, CopyReport{ring.NodeID(c.Node), c.Target, c.State, c.Why, c.Since, c.Done, c.Total, time.Duration(c.Left) * time.Second})
 	}
 	return out
 }
@@ -84,7 +85,7 @@ func (r *reportRecord) report() Report {
 func newReportRecord(r Report) *reportRecord {
 	out := &reportRecord{Waiting: r.Waiting, At: r.At}
 	for _, c := range r.Copies {
-		out.Copies = append(out.Copies, copyRecord{hexID(c.Node), c.Target, c.State, c.Why, c.Since, c.Done, c.Total})
+		out.Copies = append(out.Copies, copyRecord{hexID(c.Node), c.Target, c.State, c.Why, c.Since, c.Done, c.Total, int64(c.Left / time.Second)})
 	}
 	return out
 }

@@ -29,6 +29,7 @@ type CopyReport struct {
 	Since  time.Time
 	// Done and Total, in bytes, say how far a resync is; Total 0: none is under way.
 	Done, Total int64
+	Left        time.Duration // until it is done, in whole seconds; 0: not known
 }
 
 // Report writes what the holder tells, At filled in. It goes when the lease does.

@@ -18,15 +18,21 @@ const (
 	reportAgain = 30 * time.Second
 	// reportPatience bounds how long the records may take to hear it.
 	reportPatience = 5 * time.Second
+	// progressEvery is how often it is logged how far a copy is.
+	progressEvery = 10 * time.Second
 )
 
 // report tells the cluster how a volume is, until ctx ends. Of one whose copies
 // have been in sync all the time there is nothing to tell.
 func (n *Node) report(ctx context.Context, a *attached) {
 	var told volume.Status
-	var at time.Time
+	var at, logged time.Time
 	for ctx.Err() == nil {
 		now := a.vol.Status()
+		if time.Since(logged) >= progressEvery {
+			logged = time.Now()
+			n.logProgress(a, now)
+		}
 		if worthReporting(told, now, time.Since(at)) {
 			telling, cancel := context.WithTimeout(ctx, reportPatience)
 			err := a.att.Report(telling, newReport(now))
@@ -38,6 +44,16 @@ func (n *Node) report(ctx context.Context, a *attached) {
 			}
 		}
 		pause(ctx, reportEvery)
+	}
+}
+
+// logProgress says how far the copies are that are being brought up to date.
+func (n *Node) logProgress(a *attached, s volume.Status) {
+	for _, c := range s.Copies {
+		if c.Total > 0 {
+			n.log.Info("a copy is being brought up to date", "volume", a.att.Volume.Name, "node", c.Node,
+				"percent", 100*min(c.Done, c.Total)/c.Total, "done", c.Done, "total", c.Total, "left", c.Left.Round(time.Second))
+		}
 	}
 }
 
@@ -60,7 +76,7 @@ func newReport(s volume.Status) cluster.Report {
 			state = cluster.CopyInSync
 		}
 		r.Copies = append(r.Copies, cluster.CopyReport{
-			Node: c.Node, State: state, Why: c.Why, Since: c.When.UTC(), Done: c.Done, Total: c.Total,
+			Node: c.Node, State: state, Why: c.Why, Since: c.When.UTC(), Done: c.Done, Total: c.Total, Left: c.Left,
 		})
 	}
 	return r

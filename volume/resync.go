@@ -74,6 +74,7 @@ func (r *resync) run(ctx context.Context, layer store.LayerID, since store.Versi
 		}
 		off = next
 	}
+	r.progress.brings()
 	for off := int64(0); off < r.v.size; {
 		pieces, next, err := c.batch(ctx, off)
 		if err == nil {

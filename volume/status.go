@@ -9,12 +9,31 @@ import (
 )
 
 // progress is how far a resync is, for Status.
-type progress struct{ done, total atomic.Int64 } // bytes
+type progress struct {
+	done, total atomic.Int64              // bytes
+	copying     atomic.Pointer[time.Time] // since when pages are brought; nil: not yet
+}
 
 // begin starts anew.
 func (p *progress) begin() {
 	p.done.Store(0)
 	p.total.Store(0)
+	p.copying.Store(nil)
+}
+
+// brings says that pages are brought from now on.
+func (p *progress) brings() {
+	now := time.Now()
+	p.copying.CompareAndSwap(nil, &now)
+}
+
+// left returns how long the rest of it takes, at the rate so far; 0 if that is not
+// known yet.
+func left(done, total int64, took time.Duration) time.Duration {
+	if done <= 0 || total <= done {
+		return 0
+	}
+	return time.Duration(float64(took) * float64(total-done) / float64(done))
 }
 
 // requests is how many requests of clients were answered so far.
@@ -38,6 +57,7 @@ type CopyStatus struct {
 	When  time.Time // it ceased to be
 	// Done and Total, in bytes, say how far a resync is; Total 0: none is under way.
 	Done, Total int64
+	Left        time.Duration // of the resync, at its rate so far; 0: not known
 }
 
 // InSync reports whether the copies have all that was acknowledged.
@@ -57,6 +77,9 @@ func (v *Volume) Status() Status {
 		}
 		if state == catching || state == joining {
 			copy.Done, copy.Total = n.progress.done.Load(), n.progress.total.Load()
+			if since := n.progress.copying.Load(); since != nil {
+				copy.Left = left(copy.Done, copy.Total, time.Since(*since))
+			}
 		}
 		if state == failing && s.Waiting == "" {
 			s.Waiting = fmt.Sprintf("node %v: %v", n.id, n.why)
