@@ -120,6 +120,7 @@ type Volume struct {
 	chain    []store.LayerID
 	size     int64
 	readOnly bool
+	moving   bool // there is a target
 	adopted  atomic.Bool
 	copies   copies
 	records  Records
@@ -150,12 +151,10 @@ func (v *Volume) Size() int64 { return v.size }
 // it ended clean: all copies are equal and durable, and nothing has to be
 // recovered when the volume is opened next. The stores stay open.
 //
-// Requests that wait for a copy are given closePatience; then the volume ends
-// with an error, and they do.
+// Requests that wait for a copy are given closePatience, or movedPatience; then the
+// volume ends with an error, and they do.
 func (v *Volume) Close() error {
-	v.copies.shut()
-	patience := time.AfterFunc(closePatience, func() { v.stop(errClosing) })
-	defer patience.Stop()
+	defer v.copies.shut(func() { v.stop(errClosing) }).Stop()
 	if !v.gate.shut() {
 		return v.wrap("close", 0, -1, ErrClosed)
 	}
@@ -176,6 +175,10 @@ func (v *Volume) Close() error {
 // closePatience is how long Close waits for copies that do not answer and can't
 // be recorded stale.
 const closePatience = 10 * time.Second
+
+// movedPatience is closePatience where copies can't be recorded stale any more, so
+// that all that is left is that they answer again.
+const movedPatience = time.Second
 
 var errClosing = errors.New("closed while requests waited for a copy")
 
