@@ -137,7 +137,10 @@ func (a *attaching) record(ctx context.Context, members []*member) error {
 			"layer", s.Layer, "since", s.Since, "why", s.Why)
 	}
 	if a.o.Records != nil {
-		if err := a.o.Records.Serving(ctx, a.found); err != nil {
+		switch err := a.o.Records.Serving(ctx, a.found); {
+		case errors.Is(err, ErrMoved):
+			return fmt.Errorf("%w: %w", ErrAgain, err)
+		case err != nil:
 			return err
 		}
 	}
@@ -339,12 +342,12 @@ func (a *attaching) sameAsBefore(members []*member) error {
 	if a.late == nil {
 		return nil
 	}
-	now := copiesOf(members)
-	for id, c := range now {
-		if a.late[id] != c {
-			return fmt.Errorf("%w: node %s came while copies were brought to one value", ErrAgain, a.v.place.node(id).name)
+	for _, m := range members {
+		if a.late[m.id] != m.attempt.copy {
+			return fmt.Errorf("%w: node %s came while copies were brought to one value", ErrAgain, m.name)
 		}
 	}
+	now := copiesOf(members)
 	for _, from := range a.lateFrom {
 		if !slices.ContainsFunc(from, func(id ring.NodeID) bool { _, is := now[id]; return is }) {
 			return fmt.Errorf("%w: nodes %v were lost while copies were brought to one value", ErrAgain, from)

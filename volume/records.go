@@ -14,7 +14,8 @@ import (
 type Records interface {
 	// Serving records what Open found, and that the volume is no longer clean. It
 	// is called once, when the copies are equal and durable and before anything
-	// is served (PROTOCOL.md, Attach 5). Any error ends the opening.
+	// is served (PROTOCOL.md, Attach 5). Any error ends the opening; ErrMoved is ErrAgain
+	// as well then.
 	Serving(ctx context.Context, f Found) error
 	// Stale records that node n has no more than what came up to since, by layer.
 	// A record that is there keeps what is lower, and is written all the same: its
