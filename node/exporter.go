@@ -108,6 +108,7 @@ func (n *Node) startNBD(only []string) (err error) {
 		return err
 	}
 	n.started("exports", n.exports.close)
+	n.exports.startFollowing()
 	var wg sync.WaitGroup
 	for _, l := range n.nbdListeners {
 		wg.Go(func() {

@@ -216,7 +216,7 @@ func (n *Node) repair(ctx context.Context, v cluster.VolumeInfo, done func(conte
 		return
 	}
 	defer n.repairs.end(v.ID)
-	a, err := n.attach(ctx, v.Name, cluster.AttachOptions{Purpose: cluster.ForMaintenance})
+	a, err := n.attach(ctx, v.Name, cluster.AttachOptions{Purpose: cluster.ForMaintenance}, nil)
 	switch {
 	case ctx.Err() != nil && a == nil, errors.Is(err, cluster.ErrBusy), errors.Is(err, cluster.ErrNotFound):
 		return // somebody was faster
@@ -251,7 +251,7 @@ func (n *Node) scrubbedSoon(ctx context.Context, a *attached) bool {
 // goesOn waits a little, and reports whether the volume is to be kept.
 func (a *attached) goesOn(ctx context.Context) bool {
 	select {
-	case <-a.ended:
+	case <-a.dev.ended:
 		return false
 	default:
 		pause(ctx, repairLook)

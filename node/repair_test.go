@@ -71,7 +71,7 @@ func TestRepairGivesWay(t *testing.T) {
 		v := info(t, n, "vol1")
 		ended := make(chan struct{})
 		n.repairs.begin(v.Volume, func() { close(ended) })
-		a, err := n.attach(t.Context(), "vol1", cluster.AttachOptions{Purpose: cluster.ForMaintenance})
+		a, err := n.attach(t.Context(), "vol1", cluster.AttachOptions{Purpose: cluster.ForMaintenance}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

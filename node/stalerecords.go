@@ -12,7 +12,10 @@ import (
 )
 
 // staleRecords are an attachment's records as a volume sees them.
-type staleRecords struct{ att *cluster.Attachment }
+type staleRecords struct {
+	att *cluster.Attachment
+	was *former
+}
 
 var _ volume.Records = staleRecords{}
 
@@ -23,6 +26,9 @@ func (r staleRecords) Serving(ctx context.Context, f volume.Found) error {
 		marks[i] = cluster.Stale{Layer: s.Layer, Node: s.Node, Since: s.Since, Why: s.Why}
 	}
 	if f.UnflushedGone {
+		if err := r.was.mayHaveLost(); err != nil {
+			return err
+		}
 		if err := r.att.TellLoss(ctx); err != nil {
 			return outcome(err)
 		}
