@@ -255,10 +255,10 @@ func TestPausedNode(t *testing.T) {
 	l.another()
 	signal(t, c.nodes[2], syscall.SIGCONT)
 	c.awaitStale(0)
-	// The kernel still answers for the process, so that calls to its etcd member end
-	// only when they have taken too long, or the connection is given up after 10 s.
-	if longest := l.end(); longest > 3*maxStall {
-		t.Errorf("the longest request took %v, none should take %v", longest, 3*maxStall)
+	// The kernel still answers for the process: its etcd member too is silent, not gone.
+	t.Logf("the longest request took %v", l.end())
+	if l.longest > maxStall {
+		t.Errorf("the longest request took %v, none should take %v", l.longest, maxStall)
 	}
 	if now := c.epoch(); now != before {
 		t.Errorf("attached under epoch %v, and then under %v", before, now)

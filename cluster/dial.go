@@ -10,6 +10,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 // syncEvery is how often a client asks which voters there are: a voter that goes and one
@@ -33,18 +34,31 @@ func Dial(endpoints []string) (*Client, error) {
 			return nil, err
 		}
 	}
+	e, err := dial(endpoints)
+	if err != nil {
+		return nil, err
+	}
+	e.background.Go(e.keepEndpoints)
+	return e, nil
+}
+
+// dial is Dial of a client that knows these endpoints and no others.
+func dial(endpoints []string) (*Client, error) {
+	open := &conns{open: map[*conn]string{}}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            endpoints,
 		DialTimeout:          callTimeout,
 		DialKeepAliveTime:    callTimeout,
 		DialKeepAliveTimeout: callTimeout,
+		DialOptions:          []grpc.DialOption{grpc.WithContextDialer(open.dial)},
 		Logger:               zap.NewNop(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("etcd at %v: %w", endpoints, err)
 	}
 	e := newClient(client)
-	e.background.Go(e.keepEndpoints)
+	e.conns = open
+	e.background.Go(e.closeSilent)
 	return e, nil
 }
 

@@ -25,6 +25,8 @@ type Client struct {
 	cancel context.CancelFunc
 
 	background sync.WaitGroup // ends with ctx
+	conns      *conns         // nil in process
+	slowCalls  chan struct{}  // has one when some call is slow
 }
 
 var _ KV = (*Client)(nil)
@@ -32,7 +34,7 @@ var _ KV = (*Client)(nil)
 // newClient returns a KV that owns client.
 func newClient(client *clientv3.Client) *Client {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Client{client: client, ctx: ctx, cancel: cancel}
+	return &Client{client: client, ctx: ctx, cancel: cancel, slowCalls: make(chan struct{}, 1)}
 }
 
 // call returns the context of one call: the caller's, ended with the KV, and
@@ -41,7 +43,8 @@ func newClient(client *clientv3.Client) *Client {
 func (e *Client) call(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), callTimeout)
 	stop := context.AfterFunc(e.ctx, cancel)
-	return ctx, func() { stop(); cancel() }
+	slow := time.AfterFunc(slowCall, e.slow)
+	return ctx, func() { slow.Stop(); stop(); cancel() }
 }
 
 // Get implements KV.
