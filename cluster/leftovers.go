@@ -21,6 +21,17 @@ type Leftover struct {
 	Volumes []Volume
 }
 
+// Chunks is how many chunks the largest of the volumes has.
+func (o Leftover) Chunks() ring.ChunkIndex { return chunksOf(o.Volumes) }
+
+func chunksOf(volumes []Volume) ring.ChunkIndex {
+	most := int64(0)
+	for _, v := range volumes {
+		most = max(most, v.Size)
+	}
+	return ring.ChunkIndex((most + store.ChunkSize - 1) / store.ChunkSize)
+}
+
 // Leftovers returns the lineages of which nodes may drop what is no longer theirs:
 // each volume is held by somebody who places by ring and target, or was detached
 // cleanly (7/273). A chunk that is dropped on the strength of it comes back to the node
@@ -76,7 +87,8 @@ type FreshCopy struct {
 	StaleKey
 	Lineage ring.LineageID
 	Ring    Ring
-	Of      Ring // the target, whose number is StaleKey's
+	Of      Ring            // the target, whose number is StaleKey's
+	Chunks  ring.ChunkIndex // how many the largest volume of the lineage has
 }
 
 // FreshCopies returns what a node is to drop, and then to confirm with Dropped.
@@ -117,6 +129,11 @@ func (t *tx) freshCopy(ctx context.Context, k StaleKey) (f FreshCopy, is bool, e
 		return f, false, err
 	}
 	f = FreshCopy{StaleKey: k, Lineage: l.ID}
+	volumes, err := t.volumesOf(ctx, l.ID)
+	if err != nil {
+		return f, false, err
+	}
+	f.Chunks = chunksOf(volumes)
 	if f.Ring, err = t.ring(ctx, l); err == nil {
 		f.Of, err = t.ringOf(ctx, l, l.Target)
 	}

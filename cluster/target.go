@@ -272,6 +272,27 @@ func (c *Cluster) Dropped(ctx context.Context, k StaleKey) error {
 	})
 }
 
+// MayJoin reports whether a node has dropped what it had of the chunks that the
+// attachment's target adds, and may be written to. It stays so.
+func (a *Attachment) MayJoin(ctx context.Context, node ring.NodeID) (bool, error) {
+	for _, layer := range a.Chain {
+		var r staleRecord
+		if _, err := a.c.read(ctx, staleKey(StaleKey{layer, node, a.Target.Number}), 0, &r); err != nil || r.Fresh {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// Gains returns the nodes to which the target gives chunks that the ring does not, in
+// order; none without a target.
+func (a *Attachment) Gains() []ring.NodeID {
+	if a.Target.Number == 0 {
+		return nil
+	}
+	return gains(a.Ring.Ring, a.Target.Ring)
+}
+
 // TellPlaced records by which ring and target the holder places and reads: that
 // writes go to both, and reads to none but these. It goes when the lease does.
 func (a *Attachment) TellPlaced(ctx context.Context) error {

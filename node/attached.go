@@ -28,6 +28,8 @@ type attached struct {
 	vol *volume.Volume
 	dev *device // its ended says that this has
 
+	copies copiesOf
+
 	watch    context.CancelFunc // ends watching
 	watching sync.WaitGroup
 
@@ -169,48 +171,75 @@ func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUn
 	if err != nil {
 		return nil, err
 	}
+	copies := newCopies(att)
 	v, err := volume.Open(ctx, volume.Options{
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
-		Nodes: att.Ring.IDs(), Dial: dial.store,
-		Place:     nearestFirst(att.Ring.Ring, att.Lineage.ID, dial.distances()),
+		Nodes: copies.ids, Targets: copies.targets,
+		Dial: func(ctx context.Context, id ring.NodeID) (store.Store, error) {
+			node, _ := copies.at(id)
+			return dial.store(ctx, node)
+		},
+		Place:     nearestFirst(att.Ring.Ring, att.Target.Ring, att.Lineage.ID, dial.distances()),
 		Period:    ring.Partitions,
 		ReadOnly:  n.readOnly,
 		MinCopies: att.MinCopies(),
-		Clean:     att.Volume.Clean || was.clean(att), Recorded: recorded(att.Incarnations), Stale: staleCopies(att.Stale),
+		Clean:     att.Volume.Clean || was.clean(att), Recorded: copies.recorded(att.Incarnations), Stale: copies.stale(att.Stale),
 		CompareAll: att.Uncompared, Served: att.Served, KeepHoles: att.Unconfirmed,
-		Records: staleRecords{att, was}, Held: att.Held, HeldUntil: heldUntil, Pace: n.pace,
+		Records: staleRecords{att, was, copies}, Held: att.Held, HeldUntil: heldUntil, Pace: n.pace,
 		Logger: n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
 	})
 	if err != nil {
 		return nil, err
 	}
-	a := &attached{att: att, vol: v, dev: was.device()}
+	a := &attached{att: att, vol: v, dev: was.device(), copies: copies}
 	a.dev.serve(v)
 	n.holding.add(a)
 	watching, cancel := context.WithCancel(context.Background())
 	a.watch = cancel
 	a.watching.Go(func() { n.watchAttached(watching, a) })
 	a.watching.Go(func() { n.report(watching, a) })
+	a.watching.Go(func() { n.tellPlaced(watching, a) })
 	a.watching.Go(func() { n.scrubWhenDue(watching, a) })
 	return a, nil
 }
 
 // recorded gives the volume what the records say of its copies.
-func recorded(all []cluster.Incarnation) map[ring.NodeID]volume.Copy {
+func (c copiesOf) recorded(all []cluster.Incarnation) map[ring.NodeID]volume.Copy {
 	copies := make(map[ring.NodeID]volume.Copy, len(all))
 	for _, i := range all {
-		copies[i.Node] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
+		if id, is := c.named(i.Node, i.Target); is {
+			copies[id] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
+		}
 	}
 	return copies
 }
 
 // incarnations gives the records what the volume found.
-func incarnations(f volume.Found) []cluster.Incarnation {
+func (c copiesOf) incarnations(f volume.Found) []cluster.Incarnation {
 	all := make([]cluster.Incarnation, 0, len(f.Copies))
-	for id, c := range f.Copies {
-		all = append(all, cluster.Incarnation{Node: id, Identity: c.Identity, Incarnation: c.Incarnation})
+	for id, found := range f.Copies {
+		node, target := c.at(id)
+		all = append(all, cluster.Incarnation{Node: node, Identity: found.Identity, Incarnation: found.Incarnation, Target: target})
 	}
 	return all
+}
+
+// placedEvery is how often it is told by which rings a volume is placed: what is told
+// goes with the lease, also where the attachment goes on under another.
+const placedEvery = 10 * time.Second
+
+// tellPlaced records, until ctx ends, by which rings the volume is placed.
+func (n *Node) tellPlaced(ctx context.Context, a *attached) {
+	for ctx.Err() == nil {
+		again := placedEvery
+		telling, cancel := context.WithTimeout(ctx, reportPatience)
+		if err := a.att.TellPlaced(telling); err != nil && ctx.Err() == nil {
+			n.log.Debug("not told by which rings a volume is placed", "volume", a.att.Volume.Name, "err", err)
+			again = reportEvery
+		}
+		cancel()
+		pause(ctx, again)
+	}
 }
 
 // watchAttached waits for the loss of the attachment, and for the volume's stop:

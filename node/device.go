@@ -62,9 +62,10 @@ func (d *device) serve(v *volume.Volume) {
 
 // again reports whether a request that failed with err is to be made once more: v ended
 // before it was done, and there is another now, which is waited for. A write may have
-// been done in part; as it was not answered, it may be done twice.
+// been done in part; as it was not answered, it may be done twice. Not after
+// store.ErrIncarnation: what was answered before may be gone.
 func (d *device) again(v *volume.Volume, err error) bool {
-	if err == nil || !errors.Is(err, volume.ErrClosed) && !errors.Is(err, volume.ErrBroken) {
+	if err == nil || !errors.Is(err, volume.ErrClosed) && !errors.Is(err, volume.ErrBroken) || errors.Is(err, store.ErrIncarnation) {
 		return false
 	}
 	d.mu.Lock()

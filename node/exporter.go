@@ -137,7 +137,7 @@ func (n *Node) untilHeld(ctx context.Context) (held context.Context, end func())
 	watching.Go(func() {
 		free := time.Now()
 		for held.Err() == nil {
-			waiting := false
+			waiting := n.reloading.Load() > 0
 			n.holding.each(func(a *attached) { waiting = waiting || a.vol.Status().Waiting != "" })
 			if !waiting {
 				free = time.Now()

@@ -54,12 +54,19 @@ func (f *former) mayHaveLost() error {
 // reload attaches a volume anew, below its device. When it fails, the device has
 // ended, or ctx; end is called for what it returns in any case.
 func (n *Node) reload(ctx context.Context, a *attached) *attached {
+	n.reloading.Add(1)
+	defer n.reloading.Add(-1)
 	n.unwatch(a)
 	a.dev.hold()
 	begun := time.Now()
 	err := a.close()
 	if err != nil {
 		n.log.Warn("volume not closed cleanly before it is attached anew", "volume", a.att.Volume.Name, "err", err)
+	}
+	if errors.Is(err, store.ErrIncarnation) { // what was acknowledged may be gone
+		a.dev.fail(err)
+		a.dev.serve(nil)
+		return a
 	}
 	next, err := n.attachAgain(ctx, &former{a, err == nil})
 	if err != nil {
@@ -79,7 +86,7 @@ func (n *Node) reload(ctx context.Context, a *attached) *attached {
 
 // attachAgain tries until it has the volume, somebody else does, or ctx ends.
 func (n *Node) attachAgain(ctx context.Context, was *former) (*attached, error) {
-	for {
+	for said := ""; ; {
 		name, err := n.nameOf(ctx, was.att.Volume.ID)
 		var a *attached
 		if err == nil {
@@ -94,7 +101,10 @@ func (n *Node) attachAgain(ctx context.Context, was *former) (*attached, error) 
 			errors.Is(err, cluster.ErrRecovered), errors.Is(err, volume.ErrLost):
 			return nil, err
 		}
-		n.log.Warn("volume is attached anew, trying on", "volume", name, "err", err)
+		if text := err.Error(); text != said {
+			n.log.Warn("volume can't be attached anew yet, trying on", "volume", was.att.Volume.Name, "err", err)
+			said = text
+		}
 		pause(ctx, keepRetry)
 	}
 }
@@ -111,12 +121,6 @@ func (n *Node) nameOf(ctx context.Context, id store.VolumeID) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("volume %v: %w", id, cluster.ErrNotFound)
-}
-
-// outdated reports whether a volume is to be attached anew: its lineage is placed by
-// other rings, or needs other copies.
-func outdated(a *cluster.Attachment, now cluster.Lineage) bool {
-	return now.Ring != a.Ring.Number || now.Target != a.Target.Number || now.MinCopies != a.Lineage.MinCopies
 }
 
 // followLineages tells exports of changes of their lineages, until ctx ends.
