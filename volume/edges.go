@@ -18,21 +18,30 @@ func (e *edges) head() []byte { return e.buf[:store.PageSize] }
 func (e *edges) tail() []byte { return e.buf[store.PageSize:] }
 
 // merge reads the pages that c covers in part and lays c over them. c is in
-// flight with version already, so that every write of the page is either lower
+// flight as id already, so that every write of the page is either lower
 // and in what is read, or higher and, being a whole page or a merge that waits
-// for this one, keeps or replaces what is written here.
-func (v *Volume) merge(c *change, first, end int64, version store.Version, e *edges) error {
+// for this one, keeps or replaces what is written here. It returns the version that
+// c is to be sent with.
+func (v *Volume) merge(c *change, first, end int64, id store.Version, e *edges) (store.Version, error) {
 	head, tail := c.off > first, c.off+c.n < end
 	v.counts.merges.Add(1)
-	if head || end-first == store.PageSize {
-		if err := v.mergePage(c, first, version, e.head()); err != nil {
-			return err
+	for version := id; ; {
+		if head || end-first == store.PageSize {
+			if err := v.mergePage(c, first, version, e.head()); err != nil {
+				return 0, err
+			}
 		}
+		if tail && end-first > store.PageSize {
+			if err := v.mergePage(c, end-store.PageSize, version, e.tail()); err != nil {
+				return 0, err
+			}
+		}
+		now := v.flight.sends(first, end, id, version)
+		if now == version {
+			return version, nil
+		}
+		version = now
 	}
-	if tail && end-first > store.PageSize {
-		return v.mergePage(c, end-store.PageSize, version, e.tail())
-	}
-	return nil
 }
 
 // mergePage fills buf with the page at off and lays over it what c has for it.

@@ -61,6 +61,9 @@ type span struct {
 	off, end int64
 	version  store.Version
 	gen      uint64 // the change of state of the nodes for which it has planned
+
+	id      store.Version // the version that it began with, by which it is known
+	merging bool          // nothing of it has been sent: it may get another version
 }
 
 // unplanned is the gen of a write that has not looked yet at which nodes are in
@@ -91,26 +94,85 @@ func (f *flight) home(off, end int64) *shard {
 // than all given before. It is about to plan for gen: to look at the nodes after
 // begin. ErrSequence if the epoch has none left.
 func (f *flight) begin(off, end int64, gen uint64) (store.Version, error) {
+	return f.enter(span{off: off, end: end, gen: gen})
+}
+
+// beginMerge is begin for a write that reads first what lies below it: until sends
+// says so, it may be given another version.
+func (f *flight) beginMerge(off, end int64) (store.Version, error) {
+	// It may have to wait for a write that waits for a copy to be in sync.
+	return f.enter(span{off: off, end: end, gen: unplanned, merging: true})
+}
+
+// enter enters a write, with its version.
+func (f *flight) enter(w span) (store.Version, error) {
 	// Here a new epoch taken in place will have its moment: last and end are
 	// all that tells one epoch from the next.
 	if f.last.Load() >= f.end {
 		return 0, ErrSequence
 	}
-	s := f.home(off, end)
+	s := f.home(w.off, w.end)
 	s.mu.Lock()
 	s.count.Add(1)
-	version := store.Version(f.last.Add(1))
-	s.writes = append(s.writes, span{off, end, version, gen})
+	w.version = store.Version(f.last.Add(1))
+	w.id = w.version
+	s.writes = append(s.writes, w)
 	s.mu.Unlock()
-	return version, nil
+	return w.version, nil
 }
 
-// finish takes out a write that begin entered with the same bounds.
-func (f *flight) finish(off, end int64, version store.Version) {
+// sends is called when the merge id has read what lies below version, and is about
+// to send. If it returns another version the merge has that now, and reads anew.
+func (f *flight) sends(off, end int64, id, version store.Version) store.Version {
+	s := f.home(off, end)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := &s.writes[slices.IndexFunc(s.writes, func(w span) bool { return w.id == id })]
+	w.merging = w.version != version
+	return w.version
+}
+
+// postpone gives the merges of [off, end) that began before the write of version own,
+// and of which nothing has been sent, versions above it. It reports whether no
+// other write that began before is in flight there.
+func (f *flight) postpone(off, end int64, own store.Version) bool {
+	none := true
+	for _, s := range f.touched(off, end) {
+		s.mu.Lock()
+		for i := range s.writes {
+			switch w := &s.writes[i]; {
+			case w.off >= end || off >= w.end || w.version >= own:
+			case w.merging:
+				w.version = store.Version(f.last.Add(1))
+			default:
+				none = false
+			}
+		}
+		if s.waiters > 0 {
+			s.ended.Broadcast() // who waits for what is below it
+		}
+		s.mu.Unlock()
+	}
+	return none
+}
+
+// touched returns the shards in which writes may be that touch [off, end).
+func (f *flight) touched(off, end int64) []*shard {
+	first, regions := off/regionSize, (end-1)/regionSize-off/regionSize+1
+	shards := []*shard{&f.wide}
+	for i := range min(regions, flightShards) {
+		shards = append(shards, &f.shards[(first+i)%flightShards])
+	}
+	return shards
+}
+
+// finish takes out a write that begin entered with the same bounds, and for which
+// it returned id.
+func (f *flight) finish(off, end int64, id store.Version) {
 	s := f.home(off, end)
 	s.mu.Lock()
 	for i := range s.writes {
-		if s.writes[i].version == version {
+		if s.writes[i].id == id {
 			last := len(s.writes) - 1
 			s.writes[i] = s.writes[last]
 			s.writes = s.writes[:last]

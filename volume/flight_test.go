@@ -150,3 +150,40 @@ func TestSequenceEnds(t *testing.T) {
 	}
 	must(t, v.Sync())
 }
+
+// A merge of which nothing was sent is put behind a write that asks for that, and reads
+// anew; one that sends is not, nor is any other write.
+func TestPostpone(t *testing.T) {
+	v := open(t, newNodes(1, 1, nil).options(1, 4<<20))
+	f := v.flight
+	merge, err := f.beginMerge(0, 2*regionSize)
+	must(t, err)
+	beside, err := f.beginMerge(3*regionSize, 3*regionSize+4096)
+	must(t, err)
+	now := func() store.Version { v, err := f.begin(4096, 8192, 0); must(t, err); return v }
+	own := now()
+	if !f.postpone(4096, 8192, own) || f.others(4096, 8192, own) {
+		t.Error("a merge of which nothing was sent is in the way")
+	}
+	later := f.sends(0, 2*regionSize, merge, merge)
+	if later <= own {
+		t.Errorf("%v is sent, begun before %v", later, own)
+	}
+	if got := f.sends(3*regionSize, 3*regionSize+4096, beside, beside); got != beside {
+		t.Errorf("another is sent with %v, not %v", got, beside)
+	}
+	f.finish(4096, 8192, own)
+	if got := f.sends(0, 2*regionSize, merge, later); got != later {
+		t.Errorf("is sent with %v, not %v", got, later)
+	}
+	own = now()
+	if f.postpone(4096, 8192, own) || !f.others(4096, 8192, own) || f.low() >= later {
+		t.Error("a merge that is being sent is not seen")
+	}
+	f.finish(4096, 8192, own)
+	f.finish(0, 2*regionSize, merge)
+	f.finish(3*regionSize, 3*regionSize+4096, beside)
+	if n := f.count(); n != 0 {
+		t.Errorf("%d in flight", n)
+	}
+}

@@ -84,7 +84,8 @@ func (v *Volume) again(off, end int64) error {
 		return err
 	}
 	defer v.flight.finish(off, end, version)
-	if v.flight.others(off, end, version-1, version) {
+	// A merge may wait for a write that is held until the node is in sync. It gives way.
+	if !v.flight.postpone(off, end, version) {
 		return errHeld
 	}
 	p := alignedPages(int((end - off) / store.PageSize))
@@ -92,10 +93,10 @@ func (v *Volume) again(off, end int64) error {
 	if err != nil {
 		return err
 	}
-	if v.flight.others(off, end, v.flight.given(), version) || !from.current() {
+	if v.flight.others(off, end, version) || !from.current() {
 		return errHeld
 	}
-	s := newSender(v, span{off, end, version, unplanned}, 0)
+	s := newSender(v, span{off: off, end: end, version: version, gen: unplanned}, 0)
 	s.min = 0
 	defer s.release()
 	for at := off; at < end; {
@@ -125,19 +126,14 @@ func sameKind(p []byte) (n int64, f fill) {
 	return n, fillData
 }
 
-// others reports whether a write up to version last that touches [off, end) is
-// in flight, but for the one of version own.
-func (f *flight) others(off, end int64, last, own store.Version) bool {
-	first, regions := off/regionSize, (end-1)/regionSize-off/regionSize+1
-	shards := []*shard{&f.wide}
-	for i := range min(regions, flightShards) {
-		shards = append(shards, &f.shards[(first+i)%flightShards])
-	}
-	return slices.ContainsFunc(shards, func(s *shard) bool {
+// others reports whether a write that touches [off, end), and of which something may
+// have been sent, is in flight, but for the one of version own.
+func (f *flight) others(off, end int64, own store.Version) bool {
+	return slices.ContainsFunc(f.touched(off, end), func(s *shard) bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return slices.ContainsFunc(s.writes, func(w span) bool {
-			return w.off < end && off < w.end && w.version <= last && w.version != own
+			return w.off < end && off < w.end && w.version != own && !w.merging
 		})
 	})
 }

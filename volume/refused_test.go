@@ -322,6 +322,37 @@ func TestRewriteGivesWay(t *testing.T) {
 	})
 }
 
+// TestMergeGivesWay: a write waits until a node is in sync that may have a refused one; a
+// merge waits for that write, and covers what is to be written anew for the node.
+func TestMergeGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newNodes(2, 2, nil)
+		o := c.options(1, 4<<20)
+		o.MinCopies = 2
+		v, err := Open(context.Background(), o)
+		must(t, err)
+		write(t, v, []byte(strings.Repeat("old.", 3*1024)), 0)
+		goesAway(t, v, 2)
+		v.copies.mu.Lock()
+		v.place.node(2).mayHave(span{off: 8192, end: 3 * 4096, version: v.flight.given()})
+		v.copies.mu.Unlock()
+		held := begin(func() error { _, err := v.WriteAt([]byte(strings.Repeat("held", 1024)), 0); return err })
+		held.waits(t, "a write with a copy too few")
+		merge := begin(func() error { _, err := v.WriteAt([]byte(strings.Repeat("m", 8192)), 4); return err })
+		merge.waits(t, "a merge behind it")
+		time.Sleep(time.Minute)
+		held.ends(t, "the write", nil)
+		merge.ends(t, "the merge", nil)
+		must(t, v.Sync())
+		got := string(read(t, v, 0, 3*4096))
+		if want := "held" + strings.Repeat("m", 8192) + strings.Repeat("old.", 1023); got != want {
+			t.Errorf("read %.8q ... %.8q, not %.8q ... %.8q", got, got[8192:], want, want[8192:])
+		}
+		must(t, v.Close())
+		c.alike(t, c.options(1, 4<<20))
+	})
+}
+
 // TestRewriteKeepsWhatIs: pages, holes, and what is newer than the lost write.
 func TestRewriteKeepsWhatIs(t *testing.T) {
 	inThree(t, func(t *testing.T, c *nodes, v *Volume, f []*faultstore.Store) {

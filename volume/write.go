@@ -86,40 +86,50 @@ func (v *Volume) change(c change) error {
 		return nil
 	}
 	first, end := pageFloor(c.off), pageCeil(c.off+c.n)
-	gen := v.copies.gen.Load()
-	if c.off != first || c.off+c.n != end {
-		gen = unplanned // a merge may have to wait for a write that waits for a copy to be in sync
+	var id store.Version
+	var err error
+	if c.off == first && c.off+c.n == end {
+		gen := v.copies.gen.Load()
+		if id, err = v.flight.begin(first, end, gen); err != nil {
+			return err
+		}
+		err = v.send(&c, span{off: first, end: end, version: id, gen: gen})
+	} else {
+		if id, err = v.flight.beginMerge(first, end); err != nil {
+			return err
+		}
+		err = v.mergeAndSend(&c, first, end, id)
 	}
-	version, err := v.flight.begin(first, end, gen)
-	if err != nil {
-		return err
-	}
-	err = v.send(&c, first, end, version, gen)
 	if c.flags&store.FlagSync == 0 {
 		// Also after an error: some pages may have been applied, and a mark
 		// that passes this version says that they are durable.
 		v.flush.answered.Add(1)
 	}
-	v.flight.finish(first, end, version)
+	v.flight.finish(first, end, id)
 	if late := v.written(&c); err == nil {
 		err = late
 	}
 	return err
 }
 
-// send brings c, which covers the pages [first, end), to all copies.
-func (v *Volume) send(c *change, first, end int64, version store.Version, gen uint64) error {
-	s := newSender(v, span{first, end, version, gen}, c.flags)
+// send brings c, which covers the pages of w, to all copies.
+func (v *Volume) send(c *change, w span) error {
+	s := newSender(v, w, c.flags)
 	defer s.release()
-	if c.off == first && c.off+c.n == end {
-		s.pages(first, end, c.p, c.fill)
-		return s.flush()
-	}
+	s.pages(w.off, w.end, c.p, c.fill)
+	return s.flush()
+}
+
+// mergeAndSend is send for a change that covers some of the pages [first, end) in part.
+func (v *Volume) mergeAndSend(c *change, first, end int64, id store.Version) error {
 	e := newEdges()
 	defer e.release()
-	if err := v.merge(c, first, end, version, e); err != nil {
+	version, err := v.merge(c, first, end, id, e)
+	if err != nil {
 		return err
 	}
+	s := newSender(v, span{off: first, end: end, version: version, gen: unplanned}, c.flags)
+	defer s.release()
 	e.send(s, c, first, end)
 	return s.flush()
 }
