@@ -276,6 +276,71 @@ func TestPendingKeepsItsLayers(t *testing.T) {
 	})
 }
 
+// inTwoLayers runs a test of a volume of three copies whose first page is in a sealed
+// layer; of the copies so many of the head are recorded stale.
+func inTwoLayers(t *testing.T, stale staleMap, do func(t *testing.T, c *nodes, v *Volume)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		c := newNodes(3, 3, nil)
+		v, err := Open(context.Background(), c.options(1, 1<<20))
+		must(t, err)
+		write(t, v, []byte("sealed"), 0)
+		must(t, v.Close())
+		reopen := func(e store.Epoch) *Volume {
+			o := c.options(e, 1<<20)
+			o.Chain = []store.LayerID{testHead + 1, testHead}
+			v, err := Open(context.Background(), o)
+			must(t, err)
+			return v
+		}
+		v = reopen(2)
+		write(t, v, []byte("head"), 8192)
+		must(t, v.Close())
+		c.setStale(stale)
+		v = reopen(3)
+		defer v.Close()
+		do(t, c, v)
+	})
+}
+
+// TestLostLayer: a node that lacks some of the head has lost the layer below, in which it
+// was in sync. It does not come back with an empty one, but is brought all.
+func TestLostLayer(t *testing.T) {
+	inTwoLayers(t, staleMap{3: {testHead + 1: 0}}, func(t *testing.T, c *nodes, v *Volume) {
+		must(t, c.stores[2].Drop(t.Context(), testHead, store.AllChunks))
+		joins(t, v)
+		r, err := c.stores[2].Attach(t.Context(), testVolume, 3)
+		must(t, err)
+		got := make([]byte, store.PageSize)
+		must(t, r.Read(t.Context(), []store.LayerID{testHead}, 0, got, nil))
+		if string(got[:6]) != "sealed" {
+			t.Errorf("it has %q", got[:6])
+		}
+		if len(c.lacks()) > 0 {
+			t.Errorf("recorded stale still: %v", c.lacks())
+		}
+	})
+}
+
+// TestLosesLayerAsItStops: while it is recorded that a node stops it turns out to have lost
+// a layer. The record says that it lacks all.
+func TestLosesLayerAsItStops(t *testing.T) {
+	inTwoLayers(t, nil, func(t *testing.T, c *nodes, v *Volume) {
+		begun, done := make(chan struct{}), make(chan struct{})
+		c.hookStale(func() error { close(begun); <-done; return nil })
+		v.LetGo(3)
+		<-begun
+		c.hookStale(nil)
+		n := v.place.node(3)
+		v.failed(n, n.view.Load(), store.ErrUnknownLayer)
+		close(done)
+		synctest.Wait()
+		if got := c.lacks()[3]; stateOf(v, 3) != away || len(got) != 2 || got[testHead] != 0 || got[testHead+1] != 0 {
+			t.Errorf("node 3 is %v, recorded %v", stateOf(v, 3), got)
+		}
+	})
+}
+
 // TestPendingFailsAndPeerIsReborn: a node that may be recorded stale can't serve
 // alone, and the other one has perhaps lost what was not flushed: the volume ends.
 func TestPendingFailsAndPeerIsReborn(t *testing.T) {

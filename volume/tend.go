@@ -174,7 +174,9 @@ func (v *Volume) record(n *node) (done, known bool) {
 	switch {
 	case err == nil:
 		v.log.Warn("a copy is away, it misses what is written from here on", "volume", v.id, "node", n.name, "why", why)
-		v.goneAway(n)
+		if !v.goneAway(n, since) {
+			return v.record(n) // that it lacks more than was known when this was begun
+		}
 		return true, true
 	case errors.Is(err, ErrLost):
 		v.stop(err)
@@ -200,15 +202,22 @@ func (v *Volume) movedBy(err error) {
 }
 
 // goneAway: the record of the node is known to be there. Only now its calls are
-// cut off, and forgiven.
-func (v *Volume) goneAway(n *node) {
+// cut off, and forgiven. It reports false where the node has come to lack more
+// than since, which was recorded.
+func (v *Volume) goneAway(n *node, since map[store.LayerID]store.Version) bool {
 	v.copies.mu.Lock()
 	defer v.copies.mu.Unlock()
+	for layer, lacks := range n.since {
+		if recorded, is := since[layer]; !is || lacks < recorded {
+			return false
+		}
+	}
 	if at := n.view.Load().at; at != nil {
 		at.cancel()
 	}
 	n.recording, n.mustRecord, n.reborn = false, false, false
 	v.turn(n, away, nil)
+	return true
 }
 
 // probe asks a failing node whether it is what it was, and takes it back then.
@@ -462,7 +471,14 @@ func (v *Volume) attachStale(n *node) (*attempt, map[store.LayerID]store.Version
 	if err != nil {
 		return nil, nil, err
 	}
+	since, err := v.lacking(ctx, n, at)
+	if err != nil {
+		return nil, nil, err
+	}
 	for i, layer := range slices.Backward(v.chain) {
+		if _, lacks := since[layer]; !lacks {
+			continue // or one that it has lost would come back empty, and be read
+		}
 		parent := store.LayerID(0)
 		if i+1 < len(v.chain) {
 			parent = v.chain[i+1]
@@ -471,17 +487,49 @@ func (v *Volume) attachStale(n *node) (*attempt, map[store.LayerID]store.Version
 			return nil, nil, err
 		}
 	}
-	v.copies.mu.Lock()
-	defer v.copies.mu.Unlock()
-	since := maps.Clone(n.since)
-	if was, known := v.copies.recorded[n.id]; !known || was.Identity != at.copy.Identity {
-		since = make(map[store.LayerID]store.Version)
-		for _, layer := range v.chain {
-			since[layer] = 0
-		}
-	}
 	at.begin(v.ctx)
 	return at, since, nil
+}
+
+// lacking says since when a node that is away lacks what. If it has lost a layer in which it
+// was in sync, that is all, and recorded first.
+func (v *Volume) lacking(ctx context.Context, n *node, at *attempt) (map[store.LayerID]store.Version, error) {
+	v.copies.mu.Lock()
+	since := maps.Clone(n.since)
+	was, known := v.copies.recorded[n.id]
+	v.copies.mu.Unlock()
+	if !known || was.Identity != at.copy.Identity {
+		return v.lacksAll(), nil
+	}
+	for _, layer := range v.chain {
+		if _, lacks := since[layer]; lacks {
+			continue
+		}
+		for _, err := range at.replica.Extents(ctx, layer, 0, store.PageSize, 0) {
+			switch {
+			case errors.Is(err, store.ErrUnknownLayer):
+				v.copies.mu.Lock()
+				n.since, n.why = v.lacksAll(), err
+				v.copies.mu.Unlock()
+				if done, _ := v.record(n); !done {
+					return nil, fmt.Errorf("not recorded that it has lost a layer: %w", err)
+				}
+				return v.lacksAll(), v.stopped()
+			case err != nil:
+				return nil, err
+			}
+		}
+	}
+	return since, nil
+}
+
+// lacksAll is since of a node that lacks everything.
+func (v *Volume) lacksAll() map[store.LayerID]store.Version {
+	since := make(map[store.LayerID]store.Version, len(v.chain))
+	for _, layer := range v.chain {
+		since[layer] = 0
+	}
+	return since
 }
 
 // begins has writes sent to the node, unless the volume is about to end, or a
