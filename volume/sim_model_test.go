@@ -84,7 +84,7 @@ type model struct {
 	pages   map[int64]*pageModel
 	settled store.Version              // the highest mark seen: up to it holes may be forgotten, on a copy that never had them too
 	stale   map[*simNode]time.Duration // when each was recorded so last
-	ring    uint64                     // by which the volume lies
+	lies    placing                    // the epoch is the last one that knew of no target
 }
 
 func newModel(w *world) *model {
@@ -348,6 +348,9 @@ func (m *model) tells(e store.Epoch, stable, settled store.Version) {
 		return
 	}
 	m.w.happens("settled is told")
+	if m.changes(e) {
+		m.w.fail("I7: epoch %v tells that %v is settled, while the ring changes", e, settled)
+	}
 	for _, n := range m.w.nodes {
 		if by, is := m.w.staleEpoch(n); is && by <= e {
 			m.w.fail("I7: epoch %v tells that %v is settled, node %d is recorded stale", e, settled, n.id)

@@ -20,8 +20,12 @@ import (
 // and exporters attach anew, late, by what the records say then. In these runs chunks
 // lie where the cluster's rings say; in others as copies has it.
 
-// placing is by which rings the volume lies; the target's number is 0 if there is none.
-type placing struct{ ring, target cluster.Ring }
+// placing is by which rings the volume lies, and the last epoch of an attachment; the
+// target's number is 0 if there is none.
+type placing struct {
+	ring, target cluster.Ring
+	epoch        store.Epoch
+}
 
 func (p placing) String() string {
 	return fmt.Sprintf("ring %d, target %d", p.ring.Number, p.target.Number)
@@ -37,11 +41,14 @@ const lineageKeys = "/torus/lineages/"
 // placing reads the records.
 func (w *world) placing() placing {
 	pairs := w.pairs(lineageKeys)
-	var l struct{ Ring, Target string }
+	var l struct {
+		Ring, Target string
+		Epoch        store.Epoch
+	}
 	if len(pairs) != 1 || json.Unmarshal(pairs[0].Value, &l) != nil {
 		w.fail("no lineage can be read: %v", pairs)
 	}
-	return placing{w.ringOf(l.Ring), w.ringOf(l.Target)}
+	return placing{w.ringOf(l.Ring), w.ringOf(l.Target), l.Epoch}
 }
 
 // ringOf returns a ring by its number as records have it.
@@ -103,7 +110,7 @@ func (s *session) roleOf(id ring.NodeID) (node ring.NodeID, target uint64) {
 // place says in o where the volume lies by an attachment's rings: all nodes that gain
 // anything are to be caught up with, also with none of the three chunks.
 func (s *session) place(o *volume.Options) {
-	w, p := s.x.w, placing{s.att.Ring, s.att.Target}
+	w, p := s.x.w, placing{ring: s.att.Ring, target: s.att.Target}
 	o.Nodes, o.Targets = p.ring.IDs(), map[ring.NodeID]ring.NodeID{}
 	if p.target.Number != 0 {
 		for part := range ring.Partitions {
@@ -203,7 +210,7 @@ func (w *world) reload() {
 	w.locked(func() {
 		for _, x := range w.exporters {
 			s := x.cur
-			if s == nil || !s.serving || s.reloads || now.same(placing{s.att.Ring, s.att.Target}) {
+			if s == nil || !s.serving || s.reloads || now.same(placing{ring: s.att.Ring, target: s.att.Target}) {
 				continue
 			}
 			s.reloads = true
@@ -256,7 +263,7 @@ func (w *world) tidy(n *simNode) {
 			return err
 		}
 		for _, f := range fresh {
-			p := placing{f.Ring, f.Of}
+			p := placing{ring: f.Ring, target: f.Of}
 			if err := n.drop(f.Layer, func(chunk int64) bool { return slices.Contains(w.gained(p, chunk), n.id) }); err != nil {
 				return err
 			}
@@ -276,7 +283,7 @@ func (w *world) dropLeftovers(ctx context.Context, c *cluster.Cluster, n *simNod
 		return err
 	}
 	for _, l := range left {
-		p := placing{l.Ring, l.Target}
+		p := placing{ring: l.Ring, target: l.Target}
 		others := func(chunk int64) bool {
 			return !slices.Contains(w.nodesOf(p.ring, chunk), n.id) && !slices.Contains(w.nodesOf(p.target, chunk), n.id)
 		}
@@ -362,8 +369,13 @@ func (m *model) joinsTarget(n *simNode) {
 func (m *model) placed() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := m.w.placing().ring.Number
-	if m.ring != 0 && m.ring != now {
+	now := m.w.placing()
+	was := m.lies
+	m.lies = now
+	if now.target.Number != 0 && now.target.Number == was.target.Number {
+		m.lies.epoch = was.epoch // when the target was set
+	}
+	if was.ring.Number != 0 && was.ring.Number != now.ring.Number {
 		for _, i := range simPages {
 			pm := m.pages[i]
 			if n := len(m.w.current(i)); n != m.w.with.copies {
@@ -375,5 +387,9 @@ func (m *model) placed() {
 			m.onCopies(pm, pm.durable, 0, true, "I3: the ring is another")
 		}
 	}
-	m.ring = now
+}
+
+// changes reports whether an epoch serves, or did, by a ring and a target. Under mu.
+func (m *model) changes(e store.Epoch) bool {
+	return m.lies.target.Number != 0 && e > m.lies.epoch
 }
