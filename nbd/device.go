@@ -66,7 +66,8 @@ type Device interface {
 }
 
 // An Ender is a Device that may end while clients use it: when Done is closed
-// their connections are broken, since whatever they were told may be gone.
+// their connections are broken, since whatever they were told may be gone. What fails
+// from then on is not answered.
 type Ender interface {
 	Done() <-chan struct{}
 }

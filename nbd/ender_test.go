@@ -59,6 +59,28 @@ func TestDeviceEnds(t *testing.T) {
 	}
 }
 
+// TestEndIsNoAnswer: a request that fails as the device has ended gets no answer, and those
+// that fail behind it neither.
+func TestEndIsNoAnswer(t *testing.T) {
+	for range 10 {
+		dev := endingDevice{newMemDevice(1 << 20), make(chan struct{})}
+		end := sync.OnceFunc(func() { close(dev.end) })
+		dev.before = func(op string, _, _ int64) error {
+			if op != "write" {
+				return nil
+			}
+			end()
+			return ErrShutdown
+		}
+		_, _, unix := startServer(t, Options{Exports: memExports{"v": {dev: dev}}})
+		c := enter(t, "unix", unix, "v", simpleReplies, false)
+		c.write(rawRequest(0, 0, cmdRead, 1, 0, 512, nil))
+		c.reply(512)
+		c.write(append(rawRequest(0, 0, cmdWrite, 2, 0, 512, make([]byte, 512)), rawRequest(0, 0, cmdWrite, 3, 0, 512, make([]byte, 512))...))
+		c.closed()
+	}
+}
+
 // TestDisconnectLogged: a clean end says nothing of an error, whether the device
 // can end or not.
 func TestDisconnectLogged(t *testing.T) {

@@ -56,6 +56,9 @@ func (c *conn) perform(r *request) {
 		}
 	}
 	if err != nil {
+		if c.over() {
+			c.nc.Close() // before there is a reply, which so is not sent
+		}
 		e := errnoOf(r.cmd, r.flags, err)
 		c.srv.stats.errors.Add(1)
 		c.logFailure(r, e, err)
@@ -63,6 +66,23 @@ func (c *conn) perform(r *request) {
 		return
 	}
 	r.done()
+}
+
+// over reports whether the device has ended. Then a request that failed is not answered.
+// The kernel's client makes EIO of an ESHUTDOWN, for which a file system turns read-only;
+// what had no answer when the connection broke it sends again over the next one, where it
+// was told to wait for that (dead_conn_timeout), and so does qemu's (reconnect-delay).
+func (c *conn) over() bool {
+	e, is := c.dev.(Ender)
+	if !is {
+		return false
+	}
+	select {
+	case <-e.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 // failureEvery is how often a connection's failing requests are logged: a
