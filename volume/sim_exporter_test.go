@@ -250,7 +250,7 @@ func outcome(err error) error {
 
 // looks notes whether the volume says that requests wait. Under world.mu.
 func (s *session) looks() {
-	if s.serving && (s.proc.isPaused() || s.vol.Status().Waiting != "") {
+	if s.vol != nil && (s.proc.isPaused() || s.vol.Status().Waiting != "") { // also while it is closed
 		s.said = s.x.w.now()
 	}
 }
