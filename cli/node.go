@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"torus/cluster"
 	"torus/ring"
@@ -190,20 +191,61 @@ func (c *nodeShowCmd) Run(a *app) error {
 }
 
 type nodeRemoveCmd struct {
-	Name nodeName `arg:"" help:"Name of the node."`
+	Name             nodeName `arg:"" help:"Name of the node."`
+	DataLossAccepted bool     `help:"The node is gone for good: volumes of which it has the last copy in sync go on with what other copies have. What only it had is lost."`
 }
 
 // Run removes a node.
 func (c *nodeRemoveCmd) Run(a *app) error {
 	return a.withRecords(func(ctx context.Context, r records) error {
+		if c.DataLossAccepted {
+			if err := c.giveUp(ctx, a, r); err != nil {
+				return err
+			}
+		}
 		if err := r.RemoveNode(ctx, string(c.Name)); err != nil {
-			return noSuchNode(advise(err, cluster.ErrBusy, "move them off it first: torus node drain %s", c.Name))
+			return noSuchNode(advise(err, cluster.ErrBusy, "move them off it first with \"torus node drain %s\"; if it is gone for good they move by themselves, "+
+				"or use --data-loss-accepted", c.Name))
 		}
 		return a.print(map[string]string{"removed": string(c.Name)}, func(w io.Writer) {
 			fmt.Fprintf(w, "Node %s was removed. If it still runs, it stops by itself; its data directory can be deleted.\n", c.Name)
 		})
 	})
 }
+
+// removePatience is how long it is waited for that what a node had, and others have
+// too, is moved to nodes that stay.
+const removePatience = 30 * time.Second
+
+// giveUp gives up what a node has, and waits until nothing names it any more.
+func (c *nodeRemoveCmd) giveUp(ctx context.Context, a *app, r records) error {
+	lost, err := r.GiveUpNode(ctx, string(c.Name))
+	if err != nil {
+		return noSuchNode(advise(err, cluster.ErrBusy, "try again then"))
+	}
+	for _, name := range lost {
+		a.note("Volume %s goes on without the last copy that was in sync: what only node %s had is lost.", name, c.Name)
+	}
+	n, err := r.Node(ctx, string(c.Name))
+	if err != nil {
+		return noSuchNode(err)
+	}
+	for until := time.Now().Add(removePatience); time.Now().Before(until); {
+		placed, err := r.Placed(ctx)
+		if err != nil || len(placed[n.ID]) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(removeEvery):
+		}
+	}
+	return nil // the removal says what is in the way
+}
+
+// removeEvery is how often that is looked at.
+const removeEvery = 250 * time.Millisecond
 
 func noSuchNode(err error) error {
 	return advise(err, cluster.ErrNotFound, "\"torus node list\" names those there are")

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -38,7 +39,11 @@ func (c *Cluster) RemoveNode(ctx context.Context, name string) error {
 			return err
 		}
 		if err := t.unused(ctx, nodes[i].ID); err != nil {
-			return err
+			last, lerr := t.lastCopies(ctx, nodes[i].ID)
+			if lerr == nil && len(last) > 0 && errors.Is(err, ErrBusy) {
+				err = fmt.Errorf("%w, and the last one in sync of volume %s", err, last[0].Name)
+			}
+			return errors.Join(err, lerr)
 		}
 		if err := t.confirmAll(ctx, nodes[i].ID); err != nil {
 			return err
