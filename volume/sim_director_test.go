@@ -66,20 +66,26 @@ func (w *world) pause() {
 		d = time.Duration(w.rng.Int64N(int64(10 * time.Millisecond)))
 	}
 	time.Sleep(d + time.Nanosecond)
-	w.locked(func() {
-		for _, x := range w.exporters {
-			if x.cur != nil {
-				x.cur.looks()
-			}
-		}
-	})
+	w.look()
 	// When nobody serves, nothing is to be had from going on at this pace.
 	idle := w.now()
 	for !w.someoneServes() && !w.failed() {
 		w.locked(w.attachSomeone)
 		time.Sleep(time.Duration(1 + w.rng.Int64N(int64(500*time.Millisecond))))
+		w.look()
 		if w.now() > idle+5*time.Minute { // no trouble lasts so long
 			w.fail("nobody could attach the volume in five minutes")
+		}
+	}
+}
+
+// look looks at what the volumes say of themselves.
+func (w *world) look() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range w.exporters {
+		if x.cur != nil {
+			x.cur.looks()
 		}
 	}
 }
