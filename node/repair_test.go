@@ -1,6 +1,7 @@
 package node
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"torus/cluster"
 	"torus/ring"
 	"torus/store"
+	"torus/volume"
 )
 
 // TestToRepair: each volume has one node whose turn is first, the others come if
@@ -57,6 +59,23 @@ func TestToRepair(t *testing.T) {
 		}
 		if want := map[bool]int{true: 1}[c.needs]; first != want {
 			t.Errorf("%s: %d nodes come first, want %d", c.what, first, want)
+		}
+	}
+}
+
+// TestMayCatchUp: a repair goes on only for copies on nodes that live.
+func TestMayCatchUp(t *testing.T) {
+	live := map[ring.NodeID]bool{1: true, 2: true}
+	for _, c := range []struct {
+		states string // of the copies on nodes 1, 2, 3
+		want   bool
+	}{{"in sync,in sync,away", false}, {"in sync,away,in sync", true}, {"in sync,catching,away", true}, {"in sync,in sync,in sync", false}} {
+		var all []volume.CopyStatus
+		for i, state := range strings.Split(c.states, ",") {
+			all = append(all, volume.CopyStatus{Node: ring.NodeID(i + 1), State: state})
+		}
+		if got := mayCatchUp(all, copiesOf{}, live); got != c.want {
+			t.Errorf("%s: %v", c.states, got)
 		}
 	}
 }
