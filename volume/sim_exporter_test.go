@@ -189,7 +189,7 @@ var _ volume.Records = simRecords{}
 
 func (r simRecords) Serving(ctx context.Context, f volume.Found) error {
 	w := r.x.w
-	w.model.recovered(r.session, func(n *simNode) bool { _, is := f.Copies[n.id]; return is })
+	w.model.recovered(r.session, func(id ring.NodeID) bool { _, is := f.Copies[id]; return is })
 	for what, is := range map[string]bool{"pages reconciled": f.Repaired > 0, "a copy left out": len(f.Stale) > 0, "reborn": len(f.Reborn) > 0,
 		"unflushed writes may be gone": f.UnflushedGone, "by force": r.att.Replaced != nil} {
 		if is {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"torus/ring"
 	"torus/store"
 )
 
@@ -360,21 +361,26 @@ func (m *model) tells(e store.Epoch, stable, settled store.Version) {
 
 // recovered checks what an exporter finds before it serves: every page in one
 // version, durable on all copies that are to be in sync, and one that may be there.
-func (m *model) recovered(s *session, inSync func(*simNode) bool) {
+func (m *model) recovered(s *session, inSync func(ring.NodeID) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, n := range m.w.nodes {
-		if inSync(n) && n.fence() != s.epoch {
+		if (inSync(n.id) || inSync(^n.id)) && n.fence() != s.epoch {
 			return // somebody else is coming already
 		}
 	}
 	s.since = m.w.now()
 	for _, i := range simPages {
 		pm := m.pages[i]
-		copies := slices.DeleteFunc(m.w.copies(i), func(n *simNode) bool { return !inSync(n) })
+		copies := slices.DeleteFunc(m.w.copies(i), func(n *simNode) bool { return !inSync(n.id) })
 		if len(copies) == 0 {
 			m.w.fail("page %d has no copy in sync when epoch %v begins to serve", i, s.epoch)
 			return
+		}
+		for _, id := range m.w.gained(placing{ring: s.att.Ring, target: s.att.Target}, i/store.PagesPerChunk) {
+			if inSync(^id) {
+				copies = append(copies, m.w.node(id))
+			}
 		}
 		v := m.equal(pm, copies, fmt.Sprintf("when epoch %v begins to serve", s.epoch))
 		if v < pm.least {
