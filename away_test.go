@@ -18,8 +18,13 @@ import (
 	"torus/store"
 )
 
-// maxStall is how long a request may take when a node dies.
-const maxStall = 5 * time.Second
+// How long a request may take when a node dies, and when one falls silent that the kernel
+// still answers for. That is seen after 2 s; then its etcd member has to be seen silent too,
+// and if it led the others have to elect a leader.
+const (
+	maxStall       = 5 * time.Second
+	maxSilentStall = 10 * time.Second
+)
 
 // awayBlock is what the load writes with one request.
 const awayBlock = 64 << 10
@@ -200,7 +205,13 @@ func (p *process) metric(t *testing.T, name string) int64 {
 // TestNodeAway kills a node under load: no request fails or takes long. It comes
 // back and gets about what has changed meanwhile, and all copies are equal.
 func TestNodeAway3(t *testing.T) { testNodeAway(t, 3) }
-func TestNodeAway2(t *testing.T) { testNodeAway(t, 2) }
+
+func TestNodeAway2(t *testing.T) {
+	if !long() {
+		t.Skip("as TestNodeAway3, with two copies: TORUS_LONG_TESTS=1 runs it")
+	}
+	testNodeAway(t, 2)
+}
 
 func testNodeAway(t *testing.T, replicas int) {
 	size := 64 << 20
@@ -255,10 +266,9 @@ func TestPausedNode(t *testing.T) {
 	l.another()
 	signal(t, c.nodes[2], syscall.SIGCONT)
 	c.awaitStale(0)
-	// The kernel still answers for the process: its etcd member too is silent, not gone.
 	t.Logf("the longest request took %v", l.end())
-	if l.longest > maxStall {
-		t.Errorf("the longest request took %v, none should take %v", l.longest, maxStall)
+	if l.longest > maxSilentStall {
+		t.Errorf("the longest request took %v, none should take %v", l.longest, maxSilentStall)
 	}
 	if now := c.epoch(); now != before {
 		t.Errorf("attached under epoch %v, and then under %v", before, now)

@@ -26,6 +26,9 @@ func TestPlannedStop(t *testing.T) {
 
 // TestDrainStop is the same where the command asks for it.
 func TestDrainStop(t *testing.T) {
+	if !long() {
+		t.Skip("as TestPlannedStop, by a command: TORUS_LONG_TESTS=1 runs it")
+	}
 	testHandover(t, 3, func(c *testCluster) {
 		if out := c.torus("node", "drain", "n3", "--stop"); !strings.HasPrefix(out, "Node n3 has stopped.") {
 			t.Errorf("it says %q", out)
@@ -116,6 +119,9 @@ func TestDrainRefused(t *testing.T) {
 // brought up to date when the node is back, and a volume that its exporter did not
 // close is, without anybody doing anything.
 func TestRepairUnattached(t *testing.T) {
+	if !long() {
+		t.Skip("waits for leases to lapse; TORUS_LONG_TESTS=1 runs it")
+	}
 	const size = 8 << 20
 	c := startCluster(t, 3)
 	c.awaitVoters(3)
