@@ -23,19 +23,54 @@ type behindView struct {
 	id ring.NodeID
 }
 
+// movingView is the change of a volume's ring, as it is printed.
+type movingView struct {
+	Done  int64 `json:"done"`  // bytes that were brought to the nodes which gain chunks
+	Total int64 `json:"total"` // 0: not known, as nobody has the volume attached
+}
+
+// moving returns how far the change of a volume's ring is; nil if it stays where it is.
+func moving(v cluster.VolumeInfo) *movingView {
+	if v.Lineage.Target == 0 {
+		return nil
+	}
+	m := &movingView{}
+	if v.Report != nil {
+		for _, c := range v.Report.Copies {
+			if c.Target {
+				m.Done, m.Total = m.Done+c.Done, m.Total+c.Total
+			}
+		}
+	}
+	return m
+}
+
+// String says it in a few words.
+func (m *movingView) String() string {
+	if m.Total == 0 {
+		return "moving to other nodes"
+	}
+	done := min(m.Done, m.Total)
+	return fmt.Sprintf("moving to other nodes, %d%%, %s left", 100*done/m.Total, formatSize(m.Total-done))
+}
+
 // behind returns the nodes whose copies are not in sync: as the holder of the
-// volume tells it, or where nobody does as it is recorded.
+// volume tells it, or where nobody does as it is recorded. What is on its way to them
+// is not what they lack.
 func behind(v cluster.VolumeInfo) []behindView {
 	var all []behindView
 	if v.Report != nil {
 		for _, c := range v.Report.Copies {
-			if c.State != cluster.CopyInSync {
+			if c.State != cluster.CopyInSync && !c.Target {
 				all = append(all, behindView{c.Node.String(), c.State, c.Why, c.Since, c.Done, c.Total, int64(c.Left.Seconds()), c.Node})
 			}
 		}
 		return all
 	}
 	for _, s := range v.Stale {
+		if s.Target != 0 {
+			continue
+		}
 		all = append(all, behindView{Node: s.Node.String(), State: "stale", Why: s.Why, Since: s.At, id: s.Node})
 	}
 	return all

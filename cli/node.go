@@ -4,16 +4,20 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"torus/cluster"
+	"torus/ring"
 )
 
 type nodeCmds struct {
-	List   nodeListCmd   `cmd:"" help:"List all nodes."`
-	Show   nodeShowCmd   `cmd:"" help:"Show a node."`
-	Set    nodeSetCmd    `cmd:"" help:"Change what a node is allowed."`
-	Drain  nodeDrainCmd  `cmd:"" help:"Stop a node without a stall of those who use it."`
-	Remove nodeRemoveCmd `cmd:"" help:"Take a node that keeps no copies out of the cluster, for good."`
+	List    nodeListCmd    `cmd:"" help:"List all nodes."`
+	Show    nodeShowCmd    `cmd:"" help:"Show a node."`
+	Set     nodeSetCmd     `cmd:"" help:"Change a node's zone, its part of the data, or what it is allowed."`
+	Drain   nodeDrainCmd   `cmd:"" help:"Move all data off a node, or stop it without a stall of those who use it."`
+	Undrain nodeUndrainCmd `cmd:"" help:"Let a node that was drained keep data again."`
+	Remove  nodeRemoveCmd  `cmd:"" help:"Take a node that keeps no copies out of the cluster, for good."`
 }
 
 // nodeName is a name that a node can have.
@@ -46,14 +50,18 @@ type nodeView struct {
 
 	Stopping   bool  `json:"stopping"`
 	RepairRate int64 `json:"repairRate"` // bytes/s; 0: no bound
+
+	Weight  float64  `json:"weight"`  // its part of the data, relative to its capacity
+	Volumes []string `json:"volumes"` // that have copies on it, or are to
 }
 
-func newNodeView(n cluster.NodeInfo, members []cluster.Member) nodeView {
+func newNodeView(n cluster.NodeInfo, members []cluster.Member, placed map[ring.NodeID][]string) nodeView {
 	v := nodeView{
 		Name: n.Name, ID: n.ID.String(), Alive: n.Alive, State: string(n.State), API: n.Addresses.API, Blocks: n.Addresses.Blocks,
 		Zone: string(n.Zone), Host: n.Host, Roles: n.Roles, Etcd: "none", Capacity: n.Capacity,
 		Used: n.Usage.Used, Live: n.Usage.Live, Corrupt: n.Usage.Corrupt, NoSpace: n.Usage.NoSpace, Failed: n.Usage.Failed,
 		Stopping: n.Alive && n.Stopping, RepairRate: n.Limits.RepairRate,
+		Weight: n.Weight, Volumes: placed[n.ID],
 	}
 	for _, m := range members {
 		switch {
@@ -67,15 +75,23 @@ func newNodeView(n cluster.NodeInfo, members []cluster.Member) nodeView {
 	return v
 }
 
-// states is the state for people: a node that does not answer has no other.
+// states is the state for people: a node that does not answer has no other, unless it
+// is to go.
 func (v nodeView) states() string {
+	text := v.State
 	switch {
 	case !v.Alive:
-		return "not answering"
+		text = "not answering"
 	case v.Stopping:
-		return "stopping"
+		text = "stopping"
 	}
-	return v.State
+	switch {
+	case v.State == string(cluster.NodeActive):
+		return text
+	case len(v.Volumes) > 0:
+		return fmt.Sprintf("%s, %s left", text, plural(len(v.Volumes), "volume", "volumes"))
+	}
+	return text + ", can be removed"
 }
 
 func (v nodeView) write(w io.Writer) {
@@ -90,9 +106,13 @@ func (v nodeView) write(w io.Writer) {
 	if v.RepairRate > 0 {
 		repairRate = fmt.Sprintf("at most %s/s", formatSize(v.RepairRate))
 	}
+	weight := "" // by default
+	if v.Weight != 1 {
+		weight = fmt.Sprint(v.Weight)
+	}
 	writeFields(w, "", [][2]string{
 		{"name", v.Name}, {"ID", v.ID}, {"state", v.states()}, {"roles", join(v.Roles)}, {"etcd", v.Etcd},
-		{"zone", v.Zone}, {"host", v.Host}, {"API", v.API}, {"blocks", v.Blocks}, {"space", space}, {"repair rate", repairRate}, {"failed", v.Failed},
+		{"zone", v.Zone}, {"host", v.Host}, {"API", v.API}, {"blocks", v.Blocks}, {"space", space}, {"weight", weight}, {"volumes", strings.Join(v.Volumes, ", ")}, {"repair rate", repairRate}, {"failed", v.Failed},
 	})
 }
 
@@ -122,9 +142,13 @@ func nodeViews(ctx context.Context, c *cluster.Cluster, etcd *cluster.Client) ([
 	if err != nil {
 		return nil, nil, err
 	}
+	placed, err := c.Placed(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	views := []nodeView{}
 	for _, n := range nodes {
-		views = append(views, newNodeView(n, members))
+		views = append(views, newNodeView(n, members, placed))
 	}
 	return views, nodes, nil
 }
@@ -157,26 +181,71 @@ func (c *nodeShowCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		view := newNodeView(n, members)
+		placed, err := r.Placed(ctx)
+		if err != nil {
+			return err
+		}
+		view := newNodeView(n, members, placed)
 		return a.print(view, view.write)
 	})
 }
 
 type nodeRemoveCmd struct {
-	Name nodeName `arg:"" help:"Name of the node."`
+	Name             nodeName `arg:"" help:"Name of the node."`
+	DataLossAccepted bool     `help:"The node is gone for good: volumes of which it has the last copy in sync go on with what other copies have. What only it had is lost."`
 }
 
 // Run removes a node.
 func (c *nodeRemoveCmd) Run(a *app) error {
 	return a.withRecords(func(ctx context.Context, r records) error {
+		if c.DataLossAccepted {
+			if err := c.giveUp(ctx, a, r); err != nil {
+				return err
+			}
+		}
 		if err := r.RemoveNode(ctx, string(c.Name)); err != nil {
-			return noSuchNode(advise(err, cluster.ErrBusy, "delete the volumes with \"torus volume delete\" first, or keep the node"))
+			return noSuchNode(advise(err, cluster.ErrBusy, "move them off it first with \"torus node drain %s\"; if it is gone for good they move by themselves, "+
+				"or use --data-loss-accepted", c.Name))
 		}
 		return a.print(map[string]string{"removed": string(c.Name)}, func(w io.Writer) {
 			fmt.Fprintf(w, "Node %s was removed. If it still runs, it stops by itself; its data directory can be deleted.\n", c.Name)
 		})
 	})
 }
+
+// removePatience is how long it is waited for that what a node had, and others have
+// too, is moved to nodes that stay.
+const removePatience = 30 * time.Second
+
+// giveUp gives up what a node has, and waits until nothing names it any more.
+func (c *nodeRemoveCmd) giveUp(ctx context.Context, a *app, r records) error {
+	lost, err := r.GiveUpNode(ctx, string(c.Name))
+	if err != nil {
+		return noSuchNode(advise(err, cluster.ErrBusy, "try again then"))
+	}
+	for _, name := range lost {
+		a.note("Volume %s goes on without the last copy that was in sync: what only node %s had is lost.", name, c.Name)
+	}
+	n, err := r.Node(ctx, string(c.Name))
+	if err != nil {
+		return noSuchNode(err)
+	}
+	for until := time.Now().Add(removePatience); time.Now().Before(until); {
+		placed, err := r.Placed(ctx)
+		if err != nil || len(placed[n.ID]) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(removeEvery):
+		}
+	}
+	return nil // the removal says what is in the way
+}
+
+// removeEvery is how often that is looked at.
+const removeEvery = 250 * time.Millisecond
 
 func noSuchNode(err error) error {
 	return advise(err, cluster.ErrNotFound, "\"torus node list\" names those there are")

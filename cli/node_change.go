@@ -15,37 +15,105 @@ import (
 )
 
 type nodeSetCmd struct {
-	Name       nodeName  `arg:"" help:"Name of the node."`
-	RepairRate *byteSize `required:"" placeholder:"SIZE" help:"Bytes a second with which copies are brought up to date at most, of all volumes that the node has attached; 0: half of what clients leave, without another bound."`
+	Name       nodeName       `arg:"" help:"Name of the node."`
+	Zone       *string        `placeholder:"Z" help:"Its zone: no two copies lie in one, while there are enough zones. It counts before what the node is started with."`
+	Weight     *float64       `placeholder:"W" help:"Its part of the data, relative to its capacity: 1 is its share, 0.5 half of that."`
+	RepairRate *byteSize      `placeholder:"SIZE" help:"Bytes a second with which copies are brought up to date at most, of all volumes that the node has attached; 0: half of what clients leave, without another bound."`
+	AwayAfter  *time.Duration `placeholder:"DURATION" help:"How long it may not answer before its data is rebuilt on other nodes, such as 1h; 10m if it never was set; 0: for ever."`
 }
 
-// Run changes what a node is allowed.
+// Run changes a node.
 func (c *nodeSetCmd) Run(a *app) error {
+	change := cluster.NodeChange{Weight: c.Weight}
+	if c.Zone != nil {
+		z := zone(*c.Zone)
+		change.Zone = &z
+	}
+	if change == (cluster.NodeChange{}) && c.RepairRate == nil && c.AwayAfter == nil {
+		return badUsage("nothing to change: use --zone, --weight, --repair-rate or --away-after")
+	}
 	return a.withRecords(func(ctx context.Context, r records) error {
-		if err := r.SetLimits(ctx, string(c.Name), cluster.Limits{RepairRate: int64(*c.RepairRate)}); err != nil {
+		n, err := r.Node(ctx, string(c.Name))
+		if err == nil && (c.RepairRate != nil || c.AwayAfter != nil) {
+			err = r.SetLimits(ctx, n.Name, c.limits(n.Limits))
+		}
+		if err == nil && change != (cluster.NodeChange{}) {
+			err = r.SetNode(ctx, n.Name, change)
+		}
+		if err == nil {
+			n, err = r.Node(ctx, n.Name)
+		}
+		if err != nil {
 			return noSuchNode(err)
 		}
-		return a.print(map[string]any{"node": c.Name, "repairRate": int64(*c.RepairRate)}, func(w io.Writer) {
-			bound := ""
-			if *c.RepairRate > 0 {
-				bound = fmt.Sprintf(", at most %s/s", formatSize(int64(*c.RepairRate)))
-			}
-			fmt.Fprintf(w, "Node %s brings copies up to date with half of what clients leave%s.\n", c.Name, bound)
-		})
+		members, err := r.etcd.Members(ctx)
+		if err != nil {
+			return err
+		}
+		placed, err := r.Placed(ctx)
+		if err != nil {
+			return err
+		}
+		view := newNodeView(n, members, placed)
+		return a.print(view, view.write)
 	})
+}
+
+// limits returns what the node is allowed, as it is to be.
+func (c *nodeSetCmd) limits(l cluster.Limits) cluster.Limits {
+	if c.RepairRate != nil {
+		l.RepairRate = int64(*c.RepairRate)
+	}
+	if c.AwayAfter != nil {
+		if l.AwayAfter = *c.AwayAfter; l.AwayAfter == 0 {
+			l.AwayAfter = -time.Second
+		}
+	}
+	return l
 }
 
 type nodeDrainCmd struct {
 	Name nodeName `arg:"" help:"Name of the node."`
-	Stop bool     `required:"" help:"Its process ends as on SIGTERM: those who have volumes attached go on without it first, and it gets what it missed when it is started again."`
+	Stop bool     `help:"Move nothing, but end its process as on SIGTERM: those who have volumes attached go on without it first, and it gets what it missed when it is started again."`
+}
+
+// Run drains a node, or stops it.
+func (c *nodeDrainCmd) Run(a *app) error {
+	if c.Stop {
+		return c.stop(a)
+	}
+	return a.withRecords(func(ctx context.Context, r records) error {
+		if err := r.DrainNode(ctx, string(c.Name)); err != nil {
+			return noSuchNode(err)
+		}
+		return a.print(map[string]string{"draining": string(c.Name)}, func(w io.Writer) {
+			fmt.Fprintf(w, "Node %s is drained: its data moves to the others. \"torus node list\" says when it can be removed.\n", c.Name)
+		})
+	})
+}
+
+type nodeUndrainCmd struct {
+	Name nodeName `arg:"" help:"Name of the node."`
+}
+
+// Run ends the draining of a node.
+func (c *nodeUndrainCmd) Run(a *app) error {
+	return a.withRecords(func(ctx context.Context, r records) error {
+		if err := r.UndrainNode(ctx, string(c.Name)); err != nil {
+			return noSuchNode(err)
+		}
+		return a.print(map[string]string{"active": string(c.Name)}, func(w io.Writer) {
+			fmt.Fprintf(w, "Node %s keeps data again.\n", c.Name)
+		})
+	})
 }
 
 // stopPatience is how long a node may take to stop: to hand over, and to finish
 // its clients' requests.
 const stopPatience = time.Minute
 
-// Run stops a node.
-func (c *nodeDrainCmd) Run(a *app) error {
+// stop stops a node.
+func (c *nodeDrainCmd) stop(a *app) error {
 	return a.withRecords(func(ctx context.Context, r records) error {
 		n, err := r.Node(ctx, string(c.Name))
 		if err != nil {

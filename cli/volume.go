@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ type volumeCmds struct {
 	Create volumeCreateCmd `cmd:"" help:"Create a volume."`
 	List   volumeListCmd   `cmd:"" help:"List all volumes."`
 	Show   volumeShowCmd   `cmd:"" help:"Show a volume."`
+	Set    volumeSetCmd    `cmd:"" help:"Change how many copies a volume has."`
 	Rename volumeRenameCmd `cmd:"" help:"Give a volume another name."`
 	Delete volumeDeleteCmd `cmd:"" help:"Delete a volume with all its data."`
 }
@@ -58,8 +60,9 @@ type volumeView struct {
 
 	Waiting string       `json:"waiting,omitempty"` // what requests wait for
 	Behind  []behindView `json:"behind,omitempty"`  // nodes that lack writes
-	Scrub   *scrubView   `json:"scrub,omitempty"`   // the newest
-	Loss    *lossView    `json:"loss,omitempty"`    // the newest
+	Moving  *movingView  `json:"moving,omitempty"`
+	Scrub   *scrubView   `json:"scrub,omitempty"` // the newest
+	Loss    *lossView    `json:"loss,omitempty"`  // the newest
 }
 
 type holderView struct {
@@ -72,7 +75,7 @@ func newVolumeView(v cluster.VolumeInfo, about node.About) volumeView {
 		Name: v.Name, ID: v.ID.String(), Size: v.Size, Replicas: v.Lineage.Replicas, MinCopies: v.Lineage.MinCopies,
 		Created: v.Created, Clean: v.Clean, Epoch: uint32(v.Epoch), URIs: uris(about, v.Name),
 	}
-	view.Behind = behind(v)
+	view.Behind, view.Moving = behind(v), moving(v)
 	if v.Scrub != (cluster.Scrub{}) {
 		view.Scrub = newScrubView(v.Name, v.Scrub)
 	}
@@ -122,7 +125,13 @@ func (a tcpAddr) Network() string { return "tcp" }
 func (a tcpAddr) String() string  { return string(a) }
 
 // state says in a few words who has a volume, and how its copies are.
-func (v volumeView) state() string { return v.holder() + v.degraded() }
+func (v volumeView) state() string {
+	text := v.holder() + v.degraded()
+	if v.Moving != nil {
+		text += ", " + v.Moving.String()
+	}
+	return text
+}
 
 func (v volumeView) holder() string {
 	switch {
@@ -233,6 +242,36 @@ func (v volumeView) write(w io.Writer) {
 		fields = append(fields, [2]string{"NBD", u})
 	}
 	writeFields(w, "", fields)
+}
+
+type volumeSetCmd struct {
+	Name      volumeName `arg:"" help:"Name of the volume."`
+	Replicas  copies     `placeholder:"N" help:"Copies, each on a node of its own; they are made, or given up, while the volume is used."`
+	MinCopies copies     `placeholder:"M" help:"Copies that a write needs before it is acknowledged."`
+}
+
+// Run changes a volume.
+func (c *volumeSetCmd) Run(a *app) error {
+	if c.Replicas == 0 && c.MinCopies == 0 {
+		return badUsage("nothing to change: use --replicas or --min-copies")
+	}
+	return a.withCluster(func(ctx context.Context, records *cluster.Cluster, about node.About) error {
+		v, err := records.Volume(ctx, string(c.Name))
+		if err != nil {
+			return noSuchVolume(err)
+		}
+		replicas := cmp.Or(int(c.Replicas), v.Lineage.Replicas)
+		if err := records.SetReplicas(ctx, v.Name, replicas, int(c.MinCopies)); err != nil {
+			return noSuchVolume(err)
+		}
+		if v, err = records.Volume(ctx, v.Name); err != nil {
+			return err
+		}
+		return a.print(newVolumeView(v, about), func(w io.Writer) {
+			fmt.Fprintf(w, "Volume %s is to have %s, at least %d to write. \"torus status\" says how far that is.\n",
+				v.Name, plural(v.Lineage.Replicas, "copy", "copies"), v.Lineage.MinCopies)
+		})
+	})
 }
 
 type volumeRenameCmd struct {

@@ -106,6 +106,17 @@ func (a *Attachment) describe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A target may have been set since the transaction.
+	var l lineageRecord
+	key := idKey(keyLineages, a.Lineage.ID)
+	found, err := a.c.read(ctx, key, rev, &l)
+	if err == nil && !found {
+		err = corrupt(key, "missing, although volume %s names it", a.Volume.Name)
+	}
+	if err != nil {
+		return err
+	}
+	a.Lineage = l.lineage(a.Lineage.ID)
 	for layer := a.Volume.Head; layer != 0; {
 		var r layerRecord
 		key := idKey(keyLayers, layer)
@@ -127,16 +138,9 @@ func (a *Attachment) describe(ctx context.Context) error {
 		}
 		layer = store.LayerID(r.Parent)
 	}
-	var r ringRecord
-	key := idKey(keyRings, a.Lineage.Ring)
-	found, err := a.c.read(ctx, key, rev, &r)
-	if err == nil && !found {
-		err = corrupt(key, "missing, although lineage %v names it", a.Lineage.ID)
-	}
-	if err != nil {
+	if a.Ring, err = a.ringAt(ctx, a.Lineage.Ring, rev); err != nil {
 		return err
 	}
-	a.Ring = r.ring(a.Lineage.Ring)
 	var u uncomparedRecord
 	if a.Uncompared, err = a.c.read(ctx, idKey(keyUncompared, a.Volume.ID), rev, &u); err != nil {
 		return err
@@ -147,6 +151,11 @@ func (a *Attachment) describe(ctx context.Context) error {
 		return err
 	}
 	a.Unconfirmed = is.Recovery != (Recovery{}) && !is.Confirmed
+	if a.Lineage.Target != 0 {
+		if a.Target, err = a.ringAt(ctx, a.Lineage.Target, rev); err != nil {
+			return err
+		}
+	}
 	a.Incarnations, err = a.c.incarnations(ctx, a.Volume.ID, rev)
 	return err
 }
@@ -157,11 +166,11 @@ const maxChain = 1 << 16
 // incarnationsOf returns the prefix of a volume's incarnations.
 func incarnationsOf(vol store.VolumeID) string { return idKey(keyIncarnations, vol) + "/" }
 
-func incarnationKey(vol store.VolumeID, node ring.NodeID) string {
-	return idKey(incarnationsOf(vol), node)
+func incarnationKey(vol store.VolumeID, node ring.NodeID, target uint64) string {
+	return roleKey(incarnationsOf(vol), node, target)
 }
 
-// incarnations reads what is recorded for a volume, in the order of nodes.
+// incarnations reads what is recorded for a volume, in the order of nodes, and of rings.
 func (c *Cluster) incarnations(ctx context.Context, vol store.VolumeID, at Revision) ([]Incarnation, error) {
 	prefix := incarnationsOf(vol)
 	pairs, _, err := c.readAll(ctx, prefix, at)
@@ -190,3 +199,14 @@ func (c *Cluster) revoke(id LeaseID) {
 // leaseLeft returns how long a lease lasts surely: its time since the sending
 // of the last renewal that was answered.
 func leaseLeft(sent, ttl, now time.Duration) time.Duration { return sent + ttl - now }
+
+// ringAt reads a ring that the lineage names.
+func (a *Attachment) ringAt(ctx context.Context, number uint64, at Revision) (Ring, error) {
+	var r ringRecord
+	key := idKey(keyRings, number)
+	found, err := a.c.read(ctx, key, at, &r)
+	if err == nil && !found {
+		err = corrupt(key, "missing, although lineage %v names it", a.Lineage.ID)
+	}
+	return r.ring(number), err
+}

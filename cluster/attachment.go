@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
-	"torus/ring"
 	"torus/store"
 )
 
@@ -29,6 +29,7 @@ type Attachment struct {
 	Epoch        store.Epoch
 	Chain        []store.LayerID // head first
 	Ring         Ring
+	Target       Ring          // that is to follow; its Number is 0 if there is none
 	Incarnations []Incarnation // as recorded, in the order of nodes
 	Stale        []Stale       // as recorded, of the layers of Chain
 	Holder       Holder
@@ -80,8 +81,9 @@ func (a *Attachment) record() *attachedRecord {
 	})
 }
 
-// MinCopies is how many in-sync copies an acknowledged write needs.
-func (a *Attachment) MinCopies() int { return a.Lineage.MinCopies }
+// MinCopies is how many in-sync copies an acknowledged write needs: no more than the
+// ring gives a chunk, which may be fewer until it has followed the policy.
+func (a *Attachment) MinCopies() int { return min(a.Lineage.MinCopies, a.Ring.Copies()) }
 
 // Done is closed as soon as the lease may have run out, judged by our own clock.
 func (a *Attachment) Done() <-chan struct{} { return a.done }
@@ -115,7 +117,7 @@ func (a *Attachment) Held() bool {
 // other nodes lack (as MarkStale does), and that it is no longer clean
 // (PROTOCOL.md, Attach 5), nor to be compared. Only after nil may I/O be served. It may be called
 // again with other incarnations. ErrLost if somebody
-// else has the volume, or if the lease had run out before the first call.
+// else has the volume, or if the lease had run out before the first call; ErrMoved.
 func (a *Attachment) Serving(ctx context.Context, found []Incarnation, stale []Stale) error {
 	err := a.c.transact(ctx, func(ctx context.Context, t *tx) error {
 		v, err := a.own(ctx, t)
@@ -125,9 +127,12 @@ func (a *Attachment) Serving(ctx context.Context, found []Incarnation, stale []S
 		if err := a.headUnmoved(ctx, t, v); err != nil {
 			return err
 		}
+		if err := a.unmoved(ctx, t, rolesOf(found, stale)); err != nil {
+			return err
+		}
 		for _, i := range found {
 			var have incarnationRecord
-			key := incarnationKey(v.ID, i.Node)
+			key := incarnationKey(v.ID, i.Node, i.Target)
 			if _, err := t.get(ctx, key, &have); err != nil {
 				return err
 			}
@@ -310,9 +315,9 @@ func (a *Attachment) leaseNow() Lease {
 
 func decodeIncarnation(p Pair, prefix string) (Incarnation, error) {
 	var r incarnationRecord
-	node, err := keyID[ring.NodeID](p.Key, prefix)
+	node, target, err := parseRole(p.Key, strings.TrimPrefix(p.Key, prefix))
 	if err == nil {
 		err = decode(p.Key, p.Value, &r)
 	}
-	return r.incarnation(node), err
+	return r.incarnation(node, target), err
 }

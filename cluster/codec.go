@@ -24,11 +24,14 @@ import (
 //	/torus/attachments/VOLUME  1       epoch, holder, purpose, since (lease)
 //	/torus/keeper              1       node, doing, since (lease)
 //	/torus/incarnations/VOLUME/NODE 1  identity, incarnation
+//	/torus/incarnations/VOLUME/NODE/RING 1 the same of what target ring RING adds
 //	/torus/stale/LAYER/NODE    1       since, epoch, at, why
+//	/torus/stale/LAYER/NODE/RING 1     the same of what target ring RING adds; fresh
 //	/torus/reports/VOLUME      1       waiting, copies, at (lease)
 //	/torus/recovery            1       recovery, at, node, from, confirmed
 //	/torus/uncompared/VOLUME   1       served
 //	/torus/scrubs/VOLUME       1       asked, answered, and how the newest is
+//	/torus/placed/VOLUME       1       epoch, ring, target (lease)
 //	/torus/losses/VOLUME       1       epoch, at
 //	/torus/scrub-every         1       seconds
 //	/torus/stopping/NODE       1       at (lease)
@@ -48,6 +51,7 @@ const (
 	keyIncarnations = keyRoot + "incarnations/"
 	keyStale        = keyRoot + "stale/"
 	keyScrubs       = keyRoot + "scrubs/"
+	keyPlaced       = keyRoot + "placed/"
 	keyLosses       = keyRoot + "losses/"
 	keyScrubEvery   = keyRoot + "scrub-every"
 	keyReports      = keyRoot + "reports/"

@@ -37,30 +37,32 @@ func (v *versionText) UnmarshalText(text []byte) error {
 
 type staleRecord struct {
 	format
+	Fresh bool        `json:"fresh,omitempty"`
 	Since versionText `json:"since"`
 	Epoch store.Epoch `json:"epoch"`
 	At    time.Time   `json:"at"`
 	Why   string      `json:"why"`
 }
 
-func (r *staleRecord) check() error { return inRange("epoch", r.Epoch, 1, store.MaxEpoch) }
+func (r *staleRecord) check() error { return inRange("epoch", r.Epoch, 0, store.MaxEpoch) }
 
 func (r *staleRecord) stale(k StaleKey) Stale {
-	return Stale{Layer: k.Layer, Node: k.Node, Since: r.Since.version(), Epoch: r.Epoch, At: r.At, Why: r.Why}
+	return Stale{Layer: k.Layer, Node: k.Node, Target: k.Target, Fresh: r.Fresh, Since: r.Since.version(), Epoch: r.Epoch, At: r.At, Why: r.Why}
 }
 
 func newStaleRecord(s Stale) *staleRecord {
-	return &staleRecord{Since: versionText(s.Since), Epoch: s.Epoch, At: s.At, Why: s.Why}
+	return &staleRecord{Fresh: s.Fresh, Since: versionText(s.Since), Epoch: s.Epoch, At: s.At, Why: s.Why}
 }
 
 type copyRecord struct {
-	Node  hexID     `json:"node"`
-	State string    `json:"state"`
-	Why   string    `json:"why,omitempty"`
-	Since time.Time `json:"since"`
-	Done  int64     `json:"done"`
-	Total int64     `json:"total"`
-	Left  int64     `json:"left,omitempty"` // seconds
+	Node   hexID     `json:"node"`
+	Target bool      `json:"target,omitempty"`
+	State  string    `json:"state"`
+	Why    string    `json:"why,omitempty"`
+	Since  time.Time `json:"since"`
+	Done   int64     `json:"done"`
+	Total  int64     `json:"total"`
+	Left   int64     `json:"left,omitempty"` // seconds
 }
 
 type reportRecord struct {
@@ -75,7 +77,7 @@ func (r *reportRecord) check() error { return nil }
 func (r *reportRecord) report() Report {
 	out := Report{Waiting: r.Waiting, At: r.At}
 	for _, c := range r.Copies {
-		out.Copies = append(out.Copies, CopyReport{ring.NodeID(c.Node), c.State, c.Why, c.Since, c.Done, c.Total, time.Duration(c.Left) * time.Second})
+		out.Copies = append(out.Copies, CopyReport{ring.NodeID(c.Node), c.Target, c.State, c.Why, c.Since, c.Done, c.Total, time.Duration(c.Left) * time.Second})
 	}
 	return out
 }
@@ -83,7 +85,7 @@ func (r *reportRecord) report() Report {
 func newReportRecord(r Report) *reportRecord {
 	out := &reportRecord{Waiting: r.Waiting, At: r.At}
 	for _, c := range r.Copies {
-		out.Copies = append(out.Copies, copyRecord{hexID(c.Node), c.State, c.Why, c.Since, c.Done, c.Total, int64(c.Left / time.Second)})
+		out.Copies = append(out.Copies, copyRecord{hexID(c.Node), c.Target, c.State, c.Why, c.Since, c.Done, c.Total, int64(c.Left / time.Second)})
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -47,6 +48,9 @@ type nodeRecord struct {
 	Capacity  int64           `json:"capacity"`
 	Identity  hexID           `json:"identity"`
 	State     NodeState       `json:"state"`
+	Share     int64           `json:"share,omitempty"`  // 0: capacity
+	Weight    float64         `json:"weight,omitempty"` // 0: 1
+	Placed    bool            `json:"placed,omitempty"`
 }
 
 func (r *nodeRecord) check() error { return r.node(0).check() }
@@ -55,13 +59,18 @@ func (r *nodeRecord) node(id ring.NodeID) Node {
 	return Node{
 		ID: id, Name: r.Name, Addresses: Addresses(r.Addresses), Zone: r.Zone, Host: r.Host,
 		Roles: r.Roles, Capacity: r.Capacity, Identity: store.Identity(r.Identity), State: r.State,
+		Share: cmp.Or(r.Share, r.Capacity), Weight: cmp.Or(r.Weight, 1), Placed: r.Placed,
 	}
 }
 
 func newNodeRecord(n Node) *nodeRecord {
+	if n.Weight == 1 {
+		n.Weight = 0 // as in records that are older
+	}
 	return &nodeRecord{
 		Name: n.Name, Addresses: addressesRecord(n.Addresses), Zone: n.Zone, Host: n.Host,
 		Roles: n.Roles, Capacity: n.Capacity, Identity: hexID(n.Identity), State: n.State,
+		Share: n.Share, Weight: n.Weight, Placed: n.Placed,
 	}
 }
 
@@ -106,9 +115,13 @@ type lineageRecord struct {
 	MinCopies int         `json:"min_copies"`
 	Epoch     store.Epoch `json:"epoch"`
 	Ring      hexID       `json:"ring"`
+	Target    hexID       `json:"target"`
 }
 
 func (r *lineageRecord) check() error {
+	if r.Target != 0 && r.Target == r.Ring {
+		return fmt.Errorf("ring and target are both %v", r.Ring)
+	}
 	if err := checkCopies(r.Replicas, r.MinCopies); err != nil {
 		return err
 	}
@@ -116,11 +129,11 @@ func (r *lineageRecord) check() error {
 }
 
 func (r *lineageRecord) lineage(id ring.LineageID) Lineage {
-	return Lineage{ID: id, Replicas: r.Replicas, MinCopies: r.MinCopies, Epoch: r.Epoch, Ring: uint64(r.Ring)}
+	return Lineage{ID: id, Replicas: r.Replicas, MinCopies: r.MinCopies, Epoch: r.Epoch, Ring: uint64(r.Ring), Target: uint64(r.Target)}
 }
 
 func newLineageRecord(l Lineage) *lineageRecord {
-	return &lineageRecord{Replicas: l.Replicas, MinCopies: l.MinCopies, Epoch: l.Epoch, Ring: hexID(l.Ring)}
+	return &lineageRecord{Replicas: l.Replicas, MinCopies: l.MinCopies, Epoch: l.Epoch, Ring: hexID(l.Ring), Target: hexID(l.Target)}
 }
 
 type volumeRecord struct {
@@ -242,9 +255,9 @@ type incarnationRecord struct {
 
 func (r *incarnationRecord) check() error { return nil }
 
-func (r *incarnationRecord) incarnation(node ring.NodeID) Incarnation {
+func (r *incarnationRecord) incarnation(node ring.NodeID, target uint64) Incarnation {
 	return Incarnation{
-		Node: node, Identity: store.Identity(r.Identity), Incarnation: store.Incarnation(r.Incarnation),
+		Node: node, Identity: store.Identity(r.Identity), Incarnation: store.Incarnation(r.Incarnation), Target: target,
 	}
 }
 

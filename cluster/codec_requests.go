@@ -31,6 +31,23 @@ func (r *wantedRecord) check() error { return nil }
 type limitsRecord struct {
 	format
 	RepairRate int64 `json:"repair_rate"`
+	AwayAfter  int64 `json:"away_after,omitempty"` // seconds
 }
 
-func (r *limitsRecord) check() error { return inRange("repair rate", r.RepairRate, 0, maxRepairRate) }
+func (r *limitsRecord) check() error {
+	if err := inRange("repair rate", r.RepairRate, 0, maxRepairRate); err != nil {
+		return err
+	}
+	return inRange("away after", r.AwayAfter, -1, maxAwayAfter)
+}
+
+// maxAwayAfter is a hundred years, in seconds.
+const maxAwayAfter = 100 * 365 * 24 * 3600
+
+func (r *limitsRecord) limits() Limits {
+	return Limits{RepairRate: r.RepairRate, AwayAfter: time.Duration(r.AwayAfter) * time.Second}
+}
+
+func newLimitsRecord(l Limits) *limitsRecord {
+	return &limitsRecord{RepairRate: l.RepairRate, AwayAfter: int64(l.AwayAfter / time.Second)}
+}

@@ -19,7 +19,7 @@ func newRecords() []record {
 		&staleRecord{}, &reportRecord{},
 		&scrubRecord{}, &scrubEveryRecord{}, &lossRecord{},
 		&recoveryRecord{}, &uncomparedRecord{},
-		&stoppingRecord{}, &stopRecord{}, &wantedRecord{}, &limitsRecord{},
+		&stoppingRecord{}, &stopRecord{}, &wantedRecord{}, &limitsRecord{}, &placedRecord{},
 	}
 }
 
@@ -43,8 +43,8 @@ func TestRecordsAsStored(t *testing.T) {
 		{newAliveRecord(Usage{Used: 1, Live: 2, Corrupt: 3, NoSpace: true, Failed: "x"}),
 			`{"format":1,"used":1,"live":2,"corrupt":3,"no_space":true,"failed":"x"}`},
 		{newRingRecord(Ring{1, testRing}), `{"format":1,"ring":` + ringJSON + `}`},
-		{newLineageRecord(Lineage{Replicas: 2, MinCopies: 1, Epoch: 9, Ring: 1}),
-			`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001"}`},
+		{newLineageRecord(Lineage{Replicas: 2, MinCopies: 1, Epoch: 9, Ring: 1, Target: 2}),
+			`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001","target":"0000000000000002"}`},
 		{newVolumeRecord(Volume{ID: 1, Size: 4096, Lineage: 2, Head: 3, Clean: true, Epoch: 4, Created: at}),
 			`{"format":1,"id":"0000000000000001","size":4096,"lineage":"0000000000000002","head":"0000000000000003","clean":true,"epoch":4,"created":"2026-01-02T03:04:05Z"}`},
 		{newLayerRecord(Layer{Lineage: 1, Parent: 2, Sealed: true, Deleted: true, Forget: 3, Pending: []ring.NodeID{4}}),
@@ -67,7 +67,8 @@ func TestRecordsAsStored(t *testing.T) {
 		{&stopRecord{By: "process 7", At: at}, `{"format":1,"by":"process 7","at":"2026-01-02T03:04:05Z"}`},
 		{&wantedRecord{Holder: newHolderRecord(holder(1)), At: at},
 			`{"format":1,"holder":{"node":"0000000000000001","name":"n1","boot_id":"boot","pid_namespace":"pid:[1]","pid":1,"start_time":7},"at":"2026-01-02T03:04:05Z"}`},
-		{&limitsRecord{RepairRate: 50 << 20}, `{"format":1,"repair_rate":52428800}`},
+		{newLimitsRecord(Limits{RepairRate: 50 << 20, AwayAfter: time.Hour}), `{"format":1,"repair_rate":52428800,"away_after":3600}`},
+		{&placedRecord{Epoch: 4, Ring: 1, Target: 2}, `{"format":1,"epoch":4,"ring":"0000000000000001","target":"0000000000000002"}`},
 	} {
 		if got := string(encode(c.r)); got != c.want {
 			t.Errorf("stored as %s\nwant      %s", got, c.want)
@@ -106,7 +107,8 @@ func TestRecordsChecked(t *testing.T) {
 	for _, bad := range []string{
 		`{"format":1,"replicas":2,"min_copies":3,"epoch":9,"ring":"0000000000000001"}`,
 		`{"format":1,"replicas":2,"min_copies":1,"epoch":16777216,"ring":"0000000000000001"}`,
-		`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001"} {}`,
+		`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001","target":"0000000000000000"} {}`,
+		`{"format":1,"replicas":2,"min_copies":1,"epoch":9,"ring":"0000000000000001","target":"0000000000000001"}`,
 	} {
 		if err := decode("k", []byte(bad), &lineageRecord{}); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", bad, err)

@@ -19,6 +19,9 @@ var (
 	ErrBusy = errors.New("busy")
 	// ErrLost: the attachment is over; somebody else may hold the volume.
 	ErrLost = errors.New("attachment lost")
+	// ErrMoved: the lineage has another ring or target than when the volume was
+	// attached; nothing was done. It is to be attached anew.
+	ErrMoved = errors.New("the volume's data has moved")
 	// ErrTooFewNodes: more copies are asked for than there are nodes for.
 	ErrTooFewNodes = errors.New("too few storage nodes")
 	// ErrEpochs: the lineage has used its last epoch.

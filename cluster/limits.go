@@ -1,9 +1,11 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"slices"
+	"time"
 
 	"torus/ring"
 )
@@ -13,6 +15,18 @@ type Limits struct {
 	// RepairRate bounds what the volumes attached there bring copies up to date
 	// with, in bytes/s; 0: no bound but the half that clients leave.
 	RepairRate int64
+	// AwayAfter is how long the node may stay away before its data is rebuilt on
+	// others, in whole seconds; 0: DefaultAwayAfter; negative: for ever.
+	AwayAfter time.Duration
+}
+
+// DefaultAwayAfter is AwayAfter where nobody has set it.
+const DefaultAwayAfter = 10 * time.Minute
+
+// Away reports whether a node that has been away so long is to be done without.
+func (l Limits) Away(so time.Duration) bool {
+	after := cmp.Or(l.AwayAfter, DefaultAwayAfter)
+	return after > 0 && so >= after
 }
 
 // maxRepairRate is more than any machine can.
@@ -20,7 +34,7 @@ const maxRepairRate = 1 << 50
 
 // SetLimits sets what a node is allowed. ErrNotFound if there is no such node.
 func (c *Cluster) SetLimits(ctx context.Context, name string, l Limits) error {
-	err := inRange("repair rate", l.RepairRate, 0, maxRepairRate)
+	err := newLimitsRecord(l).check()
 	if err == nil {
 		err = c.transact(ctx, func(ctx context.Context, t *tx) error { return t.setLimits(ctx, name, l) })
 	}
@@ -37,7 +51,7 @@ func (t *tx) setLimits(ctx context.Context, name string, l Limits) error {
 		return ErrNotFound
 	}
 	var have limitsRecord
-	key, want := idKey(keyLimits, nodes[i].ID), &limitsRecord{RepairRate: l.RepairRate}
+	key, want := idKey(keyLimits, nodes[i].ID), newLimitsRecord(l)
 	found, err := t.get(ctx, key, &have)
 	if err == nil && !(found && equalRecords(&have, want)) {
 		t.put(key, want)
@@ -57,5 +71,5 @@ func decodeLimits(p Pair) (ring.NodeID, Limits, error) {
 	if err == nil {
 		err = decode(p.Key, p.Value, &r)
 	}
-	return id, Limits{RepairRate: r.RepairRate}, err
+	return id, r.limits(), err
 }

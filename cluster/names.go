@@ -70,14 +70,20 @@ func (n Node) check() error {
 			return fmt.Errorf("%w: role %q: there are %s, %s and %s", ErrInvalid, r, RoleEtcd, RoleStorage, RoleNBD)
 		}
 	}
-	if n.State != NodeActive && n.State != NodeDraining {
+	if n.State != NodeActive && n.State != NodeDraining && n.State != NodeOut {
 		return fmt.Errorf("%w: state %q", ErrInvalid, n.State)
+	}
+	if err := inRange("weight", n.Weight, minWeight, maxWeight); err != nil {
+		return err
 	}
 	if n.Capacity < 0 {
 		return fmt.Errorf("%w: capacity %d", ErrInvalid, n.Capacity)
 	}
 	return nil
 }
+
+// The weights that a node can have.
+const minWeight, maxWeight = 0.01, 100
 
 // inRange returns ErrInvalid unless low <= v <= high.
 func inRange[T cmp.Ordered](what string, v, low, high T) error {

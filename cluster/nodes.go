@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -18,13 +19,12 @@ type NodeInfo struct {
 	Limits   Limits
 }
 
-// RegisterNode writes the record of a node, new or changed. A node with
+// RegisterNode writes the record of a node, new or changed. What operators set stays
+// as it is recorded: its state and weight, and the zone if they did. A node with
 // another ID and the same name is ErrExists. An identity other than the
 // recorded one is taken over: what the recorded one held is then stale (N3).
 func (c *Cluster) RegisterNode(ctx context.Context, n Node) error {
-	if n.State == "" {
-		n.State = NodeActive
-	}
+	n.State, n.Weight = cmp.Or(n.State, NodeActive), cmp.Or(n.Weight, 1)
 	if n.ID == 0 {
 		return about(nodeNamed(n.Name), fmt.Errorf("%w: no ID", ErrInvalid))
 	}
@@ -47,6 +47,11 @@ func (c *Cluster) RegisterNode(ctx context.Context, n Node) error {
 		if err != nil {
 			return err
 		}
+		n := n
+		if found {
+			n = n.as(have.node(n.ID))
+		}
+		n.Share = n.share()
 		if found && equalRecords(&have, newNodeRecord(n)) {
 			return nil
 		}
@@ -54,6 +59,24 @@ func (c *Cluster) RegisterNode(ctx context.Context, n Node) error {
 		return nil
 	})
 	return about(nodeNamed(n.Name), err)
+}
+
+// as returns the node with what operators set of it, as it is recorded.
+func (n Node) as(have Node) Node {
+	n.State, n.Weight, n.Share, n.Placed = have.State, have.Weight, have.Share, have.Placed
+	if have.Placed {
+		n.Zone = have.Zone
+	}
+	return n
+}
+
+// share returns what Share is to be.
+func (n Node) share() int64 {
+	now := float64(n.Capacity) * n.Weight
+	if have := float64(n.Share); now/2 <= have && have <= 2*now {
+		return n.Share
+	}
+	return int64(now)
 }
 
 // Nodes returns all nodes, in the order of their names.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -38,7 +39,11 @@ func (c *Cluster) RemoveNode(ctx context.Context, name string) error {
 			return err
 		}
 		if err := t.unused(ctx, nodes[i].ID); err != nil {
-			return err
+			last, lerr := t.lastCopies(ctx, nodes[i].ID)
+			if lerr == nil && len(last) > 0 && errors.Is(err, ErrBusy) {
+				err = fmt.Errorf("%w, and the last one in sync of volume %s", err, last[0].Name)
+			}
+			return errors.Join(err, lerr)
 		}
 		if err := t.confirmAll(ctx, nodes[i].ID); err != nil {
 			return err
@@ -68,8 +73,15 @@ func (t *tx) unused(ctx context.Context, id ring.NodeID) error {
 	}
 	var users []string
 	for name, v := range volumes {
-		if r := rings[lineages[v.Lineage].Ring]; r.Ring == nil || r.Has(id) { // without a ring it can't be ruled out
-			users = append(users, name)
+		l := lineages[v.Lineage]
+		for _, number := range []uint64{l.Ring, l.Target} {
+			if number == 0 && l.Ring != 0 {
+				continue
+			}
+			if r := rings[number]; r.Ring == nil || r.Has(id) { // without a ring it can't be ruled out
+				users = append(users, name)
+				break
+			}
 		}
 	}
 	if len(users) == 0 {

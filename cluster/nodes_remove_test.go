@@ -12,7 +12,7 @@ func TestRemoveNode(t *testing.T) {
 	b := newBench(t, 3)
 	one := b.create(t, "vol1", 1) // over three nodes, so that each may have chunks of it
 	b.create(t, "vol2", 3)
-	wantErr(t, b.RemoveNode(t.Context(), "n3"), ErrBusy, "node n3: busy: it keeps copies of vol1, vol2")
+	wantErr(t, b.RemoveNode(t.Context(), "n3"), ErrBusy, "node n3: busy: it keeps copies of vol1, vol2, and the last one in sync of volume vol1")
 	wantErr(t, b.RemoveNode(t.Context(), "n9"), ErrNotFound, "node n9: not found")
 
 	// Its part in what is deleted goes with it: nobody waits for it for ever.

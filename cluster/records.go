@@ -36,6 +36,7 @@ type NodeState string
 const (
 	NodeActive   NodeState = "active"
 	NodeDraining NodeState = "draining" // no ring is built with it any more
+	NodeOut      NodeState = "out"      // likewise: it was away too long; active again when it is back
 )
 
 // Addresses are where a node is reached, each HOST:PORT; empty where it does
@@ -55,6 +56,14 @@ type Node struct {
 	Capacity  int64 // bytes for pages; 0 without storage
 	Identity  store.Identity
 	State     NodeState
+	// Share is the node's weight in rings: its capacity as it was when it was last set,
+	// times Weight. It follows the capacity only where that halves or doubles, as what
+	// else lies on the disk changes it too, and each change moves data.
+	Share int64
+	// Weight is the node's part of the data, relative to its capacity: 1 is its share.
+	Weight float64
+	// Placed: an operator chose the zone, which counts before what the node says.
+	Placed bool
 }
 
 // Has reports whether the node has a role.
@@ -102,6 +111,7 @@ type Lineage struct {
 	MinCopies int
 	Epoch     store.Epoch // the last one given out
 	Ring      uint64      // its number
+	Target    uint64      // of the ring that is to follow; 0: none
 }
 
 // Volume is a named block device.
@@ -136,6 +146,7 @@ type Incarnation struct {
 	Node        ring.NodeID
 	Identity    store.Identity
 	Incarnation store.Incarnation
+	Target      uint64 // number of the target ring whose chunks it is about; 0: the lineage's ring
 }
 
 // Purpose says what a volume is attached for.

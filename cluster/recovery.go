@@ -210,7 +210,7 @@ func (t *tx) giveUp(ctx context.Context, node string) ([]string, error) {
 			if _, err := t.get(ctx, idKey(keyLayers, layer), &r); err != nil {
 				return nil, err
 			}
-			key := staleKey(layer, nodes[i].ID)
+			key := staleKey(StaleKey{Layer: layer, Node: nodes[i].ID})
 			if _, err := t.get(ctx, key, &staleRecord{}); err != nil {
 				return nil, err
 			}

@@ -22,10 +22,11 @@ const CopyInSync = "in sync"
 
 // CopyReport is how one node's copy of a volume is.
 type CopyReport struct {
-	Node  ring.NodeID
-	State string // as package volume names it: CopyInSync, "away", …
-	Why   string // of a copy that is not in sync
-	Since time.Time
+	Node   ring.NodeID
+	Target bool   // of the chunks that only the target ring gives it
+	State  string // as package volume names it: CopyInSync, "away", …
+	Why    string // of a copy that is not in sync
+	Since  time.Time
 	// Done and Total, in bytes, say how far a resync is; Total 0: none is under way.
 	Done, Total int64
 	Left        time.Duration // until it is done, in whole seconds; 0: not known

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"testing"
 
-	"torus/ring"
 	"torus/store"
 )
 
@@ -16,7 +15,7 @@ func serving(t *testing.T) (*bench, *Attachment) {
 	b := newBench(t, 2)
 	b.create(t, "vol1", 2)
 	a := b.attach(t, "vol1", holder(1))
-	if err := a.Serving(t.Context(), []Incarnation{{1, 1, 1}, {2, 2, 2}}, nil); err != nil {
+	if err := a.Serving(t.Context(), []Incarnation{{1, 1, 1, 0}, {2, 2, 2, 0}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	return b, a
@@ -63,17 +62,17 @@ func TestStaleRecords(t *testing.T) {
 	if info := b.info(t, "vol1"); !slices.Equal(info.Stale, all) {
 		t.Errorf("volume with %+v", info.Stale)
 	}
-	wantErr(t, a.InSync(t.Context(), Incarnation{2, 2, 3}, layers), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
+	wantErr(t, a.InSync(t.Context(), Incarnation{2, 2, 3, 0}, layers), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
 	wantErr(t, a.MarkStale(t.Context(), mark(a, 0)), ErrLost, "volume vol1: attachment lost: epoch 1 was followed by 2")
 	if got := b.stale(t); !slices.Equal(got, all) {
 		t.Errorf("a former holder made it %+v", got)
 	}
-	must(t, next.InSync(t.Context(), Incarnation{2, 2, 3}, layers))
+	must(t, next.InSync(t.Context(), Incarnation{2, 2, 3, 0}, layers))
 	if got := b.stale(t); len(got) != 0 {
 		t.Errorf("in sync, and %+v", got)
 	}
 	incarnations, err := b.incarnations(t.Context(), a.Volume.ID, 0)
-	if err != nil || !slices.Equal(incarnations, []Incarnation{{1, 1, 1}, {2, 2, 3}}) {
+	if err != nil || !slices.Equal(incarnations, []Incarnation{{1, 1, 1, 0}, {2, 2, 3, 0}}) {
 		t.Errorf("%+v, %v", incarnations, err)
 	}
 	// The records go with the volume.
@@ -90,8 +89,8 @@ func TestServingRecordsStale(t *testing.T) {
 	b := newBench(t, 2)
 	b.create(t, "vol1", 2)
 	old := b.attach(t, "vol1", holder(1))
-	must(t, old.Serving(t.Context(), []Incarnation{{1, 1, 1}}, mark(old, 7)))
-	must(t, old.Serving(t.Context(), []Incarnation{{1, 1, 1}}, mark(old, 5)))
+	must(t, old.Serving(t.Context(), []Incarnation{{1, 1, 1, 0}}, mark(old, 7)))
+	must(t, old.Serving(t.Context(), []Incarnation{{1, 1, 1, 0}}, mark(old, 5)))
 	must(t, old.Serving(t.Context(), nil, mark(old, 6)))
 	if all := b.stale(t); len(all) != 1 || all[0].Since != store.NewVersion(1, 5) {
 		t.Fatalf("%+v", all)
@@ -166,7 +165,7 @@ func (k *keptKV) arrives(t *testing.T) {
 
 // A commit that arrives late changes nothing, whatever came between.
 func TestLateStaleCommits(t *testing.T) {
-	now := Incarnation{2, 2, 2} // as recorded already
+	now := Incarnation{2, 2, 2, 0} // as recorded already
 	for _, c := range []struct {
 		name   string
 		before func(context.Context, *Attachment) error
@@ -212,7 +211,7 @@ func inSync(now Incarnation) func(context.Context, *Attachment) error {
 }
 
 func servedWithout(ctx context.Context, a *Attachment) error {
-	return a.Serving(ctx, []Incarnation{{1, 1, 1}}, mark(a, 7))
+	return a.Serving(ctx, []Incarnation{{1, 1, 1, 0}}, mark(a, 7))
 }
 
 func calls(all ...func(context.Context, *Attachment) error) []func(context.Context, *Attachment) error {
@@ -225,7 +224,7 @@ func TestInSyncTwice(t *testing.T) {
 	must(t, a.MarkStale(t.Context(), mark(a, 7)))
 	kv := &interruptedKV{KV: b.kv, then: func() {}}
 	a.c.kv = kv
-	must(t, a.InSync(t.Context(), Incarnation{2, 2, 4}, []store.LayerID{a.Volume.Head}))
+	must(t, a.InSync(t.Context(), Incarnation{2, 2, 4, 0}, []store.LayerID{a.Volume.Head}))
 	if all := b.stale(t); len(all) != 0 || kv.then != nil {
 		t.Errorf("%+v", all)
 	}
@@ -237,21 +236,21 @@ func TestWatchStale(t *testing.T) {
 	if u := next(); !u.Reset || len(u.Put) != 0 {
 		t.Fatalf("at first %+v", u)
 	}
-	key := StaleKey{a.Volume.Head, 2}
+	key := StaleKey{a.Volume.Head, 2, 0}
 	must(t, a.MarkStale(t.Context(), mark(a, 7)))
 	if u := next(); len(u.Put) != 1 || u.Put[key].Since != store.NewVersion(1, 7) {
 		t.Errorf("stale: %+v", u)
 	}
-	must(t, a.InSync(t.Context(), Incarnation{2, 2, 2}, []store.LayerID{a.Volume.Head}))
+	must(t, a.InSync(t.Context(), Incarnation{2, 2, 2, 0}, []store.LayerID{a.Volume.Head}))
 	if u := next(); len(u.Put) != 0 || !slices.Equal(u.Gone, []StaleKey{key}) {
 		t.Errorf("in sync: %+v", u)
 	}
-	for _, bad := range []string{keyStale, keyStale + "x/y", staleLayer(1), staleKey(1, 2) + "/", idKey(keyStale, store.LayerID(1))} {
+	for _, bad := range []string{keyStale, keyStale + "x/y", staleLayer(1), staleKey(StaleKey{1, 2, 0}) + "/", idKey(keyStale, store.LayerID(1))} {
 		if _, err := parseStaleKey(bad); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
-	if k, err := parseStaleKey(staleKey(1, ring.NodeID(2))); err != nil || k != (StaleKey{1, 2}) {
+	if k, err := parseStaleKey(staleKey(StaleKey{1, 2, 0})); err != nil || k != (StaleKey{1, 2, 0}) {
 		t.Errorf("%+v, %v", k, err)
 	}
 }

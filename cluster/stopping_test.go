@@ -50,7 +50,7 @@ func TestDependents(t *testing.T) {
 	b.create(t, "idle", 3)
 	b.create(t, "vol1", 2) // over all three
 	a := b.attach(t, "vol1", holder(1))
-	must(t, a.Serving(t.Context(), []Incarnation{{1, 1, 1}, {2, 2, 2}, {3, 3, 3}}, nil))
+	must(t, a.Serving(t.Context(), []Incarnation{{1, 1, 1, 0}, {2, 2, 2, 0}, {3, 3, 3, 0}}, nil))
 	dependent := func(node ring.NodeID, want Without) {
 		t.Helper()
 		all, err := b.Dependents(t.Context(), node)

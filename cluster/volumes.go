@@ -53,9 +53,11 @@ func (c *Cluster) CreateVolume(ctx context.Context, spec VolumeSpec) (Volume, er
 		if found {
 			return ErrExists
 		}
-		if lineage.Ring, err = t.ringFor(ctx, spec.Replicas); err != nil {
+		r, err := t.ringFor(ctx, Ring{}, spec.Replicas)
+		if err != nil {
 			return err
 		}
+		lineage.Ring = r.Number
 		if err := t.absent(ctx, idKey(keyLineages, lineage.ID), idKey(keyLayers, v.Head)); err != nil {
 			return err
 		}
@@ -82,7 +84,7 @@ func (c *Cluster) checkSpec(s VolumeSpec) (VolumeSpec, error) {
 		s.Replicas = c.info.Replicas
 	}
 	if s.MinCopies == 0 {
-		s.MinCopies = max(1, s.Replicas-1)
+		s.MinCopies = defaultMinCopies(s.Replicas)
 	}
 	return s, checkCopies(s.Replicas, s.MinCopies)
 }
@@ -101,41 +103,47 @@ func (t *tx) absent(ctx context.Context, keys ...string) error {
 	return nil
 }
 
-// ringFor returns the number of a ring of so many copies over the present
-// storage nodes, and writes it if there is none yet.
-func (t *tx) ringFor(ctx context.Context, copies int) (uint64, error) {
+// ringFor returns a ring of so many copies over the present storage nodes, and
+// writes it if there is none yet: from's, if from serves them, otherwise one that moves
+// as little as can be from the newest of so many copies, or from from. from may be the
+// zero Ring.
+func (t *tx) ringFor(ctx context.Context, from Ring, copies int) (Ring, error) {
 	nodes, err := t.nodesKept(ctx)
 	if err != nil {
-		return 0, err
+		return Ring{}, err
 	}
 	members, err := members(nodes, copies)
 	if err != nil {
-		return 0, err
+		return Ring{}, err
+	}
+	if from.Ring != nil && from.Copies() == copies && sameMembers(from.Members(), members) {
+		return from, nil
 	}
 	pairs, err := t.list(ctx, keyRings)
 	if err != nil {
-		return 0, err
+		return Ring{}, err
 	}
-	last, newest := uint64(0), (*ring.Ring)(nil)
+	last, newest := uint64(0), from.Ring
 	for _, p := range pairs { // in the order of numbers
 		number, r, err := decodeRing(p)
 		if err != nil {
-			return 0, err
+			return Ring{}, err
 		}
 		last = number
 		if r.Copies() != copies {
 			continue
 		}
 		if newest = r.Ring; sameMembers(r.Members(), members) {
-			return number, nil
+			return r, nil
 		}
 	}
-	r, err := ring.New(copies, members, newest)
+	made, err := ring.New(copies, members, newest)
 	if err != nil {
-		return 0, err
+		return Ring{}, err
 	}
-	t.put(idKey(keyRings, last+1), newRingRecord(Ring{last + 1, r}))
-	return last + 1, nil
+	r := Ring{last + 1, made}
+	t.put(idKey(keyRings, r.Number), newRingRecord(r))
+	return r, nil
 }
 
 // sameMembers reports whether a ring of members a serves members b as well: the
@@ -154,7 +162,7 @@ func members(nodes []Node, copies int) ([]ring.Member, error) {
 	peer := "PEER"
 	for _, n := range nodes {
 		if n.Has(RoleStorage) && n.State == NodeActive {
-			members = append(members, ring.Member{ID: n.ID, Weight: max(n.Capacity, 1), Zone: n.Zone, Host: n.Host})
+			members = append(members, ring.Member{ID: n.ID, Weight: max(n.Share, 1), Zone: n.Zone, Host: n.Host})
 		}
 		if peer == "PEER" && n.Addresses.API != "" {
 			peer = n.Addresses.API

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"torus/ring"
 	"torus/store"
@@ -45,6 +46,52 @@ func (c *Cluster) RenameVolume(ctx context.Context, from, to string) error {
 	})
 	return about(volumeNamed(from), err)
 }
+
+// SetReplicas changes how many copies a volume, and each clone of it, is to have; the
+// ring follows. minCopies 0: the default, where it was that before, else what it was,
+// but no more than replicas. ErrTooFewNodes, ErrNotFound.
+func (c *Cluster) SetReplicas(ctx context.Context, name string, replicas, minCopies int) error {
+	err := c.transact(ctx, func(ctx context.Context, t *tx) error {
+		v, err := t.volume(ctx, name)
+		if err != nil {
+			return err
+		}
+		l, err := t.lineage(ctx, v.Lineage)
+		if err != nil {
+			return err
+		}
+		nodes, err := t.nodes(ctx)
+		if err != nil {
+			return err
+		}
+		was := l
+		switch {
+		case minCopies > 0:
+			l.MinCopies = minCopies
+		case l.MinCopies == defaultMinCopies(l.Replicas):
+			l.MinCopies = defaultMinCopies(replicas)
+		default:
+			l.MinCopies = min(l.MinCopies, replicas)
+		}
+		l.Replicas = replicas
+		if err := checkCopies(l.Replicas, l.MinCopies); err != nil {
+			return err
+		}
+		if l.Replicas > was.Replicas {
+			if _, err := members(nodes, replicas); err != nil {
+				return err
+			}
+		}
+		if l != was {
+			t.put(idKey(keyLineages, l.ID), newLineageRecord(l))
+		}
+		return nil
+	})
+	return about(volumeNamed(name), err)
+}
+
+// defaultMinCopies is how many copies a write needs of so many, unless that is set.
+func defaultMinCopies(replicas int) int { return max(1, replicas-1) }
 
 // DeleteVolume deletes a volume that nobody holds (*BusyError otherwise). Its
 // head layer's record says from then on that the layer is dead and the volume
@@ -113,22 +160,17 @@ func (t *tx) deleteVolume(ctx context.Context, v Volume) error {
 // the lineage's ring, and those whose incarnation was recorded, as far as they
 // are still in the cluster.
 func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
-	lineage, err := t.lineage(ctx, v.Lineage)
+	ids, err := t.mayHold(ctx, v)
 	if err != nil {
 		return nil, err
 	}
-	r, err := t.ring(ctx, lineage)
-	if err != nil {
-		return nil, err
-	}
-	ids := r.IDs()
 	prefix := incarnationsOf(v.ID)
 	pairs, err := t.list(ctx, prefix)
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range pairs {
-		id, err := keyID[ring.NodeID](p.Key, prefix)
+		id, _, err := parseRole(p.Key, strings.TrimPrefix(p.Key, prefix))
 		if err != nil {
 			return nil, err
 		}
@@ -145,15 +187,40 @@ func (t *tx) mayHave(ctx context.Context, v Volume) ([]ring.NodeID, error) {
 	return slices.DeleteFunc(slices.Compact(ids), gone), nil
 }
 
+// mayHold returns the nodes that ring and target of a volume's lineage name, in order.
+func (t *tx) mayHold(ctx context.Context, v Volume) ([]ring.NodeID, error) {
+	l, err := t.lineage(ctx, v.Lineage)
+	if err != nil {
+		return nil, err
+	}
+	r, err := t.ring(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	ids := r.IDs()
+	if l.Target != 0 {
+		target, err := t.ringOf(ctx, l, l.Target)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, target.IDs()...)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
+}
+
 // ring reads the ring of a lineage, which must be there.
-func (t *tx) ring(ctx context.Context, l Lineage) (Ring, error) {
+func (t *tx) ring(ctx context.Context, l Lineage) (Ring, error) { return t.ringOf(ctx, l, l.Ring) }
+
+// ringOf reads a ring that a lineage names, which must be there.
+func (t *tx) ringOf(ctx context.Context, l Lineage, number uint64) (Ring, error) {
 	var r ringRecord
-	key := idKey(keyRings, l.Ring)
+	key := idKey(keyRings, number)
 	found, err := t.get(ctx, key, &r)
 	if err == nil && !found {
 		err = corrupt(key, "missing, although lineage %v names it", l.ID)
 	}
-	return r.ring(l.Ring), err
+	return r.ring(number), err
 }
 
 // Layer returns a layer's record. ErrNotFound says that there is none: that

@@ -22,17 +22,19 @@ import (
 // where Open itself calls Serving, when all copies are equal and durable.
 //
 // It ends by itself when the attachment is lost or the volume has stopped;
-// ended is closed then, and whoever keeps it calls end.
+// dev.ended is closed then, and whoever keeps it calls end, or reload before.
 type attached struct {
 	att *cluster.Attachment
 	vol *volume.Volume
-	dev *device
+	dev *device // its ended says that this has
 
-	ended    chan struct{}      // closed by lose
-	once     sync.Once          // of lose
-	cause    error              // why it ended; set before ended is closed
+	copies copiesOf
+
 	watch    context.CancelFunc // ends watching
 	watching sync.WaitGroup
+
+	once   sync.Once // of close
+	closed error     // what came of it
 }
 
 // detachPatience bounds how long the records may take to hear of a detach.
@@ -46,7 +48,7 @@ func (n *Node) attachSoon(ctx context.Context, name string) (*attached, error) {
 	}
 	until, asked := time.Now().Add(n.cluster.Lease()+wantedAgain), false
 	for {
-		a, err := n.attach(ctx, name, cluster.AttachOptions{Dead: dead, Force: n.forces(name)})
+		a, err := n.attach(ctx, name, cluster.AttachOptions{Dead: dead, Force: n.forces(name)}, nil)
 		var busy *cluster.BusyError
 		if !errors.As(err, &busy) || busy.Purpose != cluster.ForMaintenance || ctx.Err() != nil || time.Now().After(until) {
 			return a, err
@@ -74,8 +76,9 @@ func (n *Node) holder() cluster.Holder {
 	return cluster.Holder{Node: n.settings.ID, Name: n.settings.Name, Process: n.process}
 }
 
-// attach takes the volume and makes it ready to serve.
-func (n *Node) attach(ctx context.Context, name string, o cluster.AttachOptions) (*attached, error) {
+// attach takes the volume and makes it ready to serve; after another attachment by
+// this process, which was, unless that is nil.
+func (n *Node) attach(ctx context.Context, name string, o cluster.AttachOptions, was *former) (*attached, error) {
 	var held time.Time
 	for {
 		att, err := n.cluster.Attach(ctx, name, n.holder(), o)
@@ -83,11 +86,11 @@ func (n *Node) attach(ctx context.Context, name string, o cluster.AttachOptions)
 			return nil, err
 		}
 		o.Force = false // once, or two of them would take it from each other for ever
-		if held.IsZero() {
+		if held.IsZero() && !was.next(att) {
 			held = heldUntil(att, time.Now(), n.cluster.Lease())
 		}
 		opening, end := untilLost(ctx, att)
-		a, err := n.openAttached(opening, att, held)
+		a, err := n.openAttached(opening, att, held, was)
 		end()
 		if err == nil {
 			n.log.Info("volume attached", "volume", name, "epoch", att.Epoch, "clean", att.Volume.Clean)
@@ -163,53 +166,80 @@ func (n *Node) forces(name string) bool {
 	return forced
 }
 
-func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUntil time.Time) (*attached, error) {
+func (n *Node) openAttached(ctx context.Context, att *cluster.Attachment, heldUntil time.Time, was *former) (*attached, error) {
 	dial, err := n.newDialer(ctx)
 	if err != nil {
 		return nil, err
 	}
+	copies := newCopies(att)
 	v, err := volume.Open(ctx, volume.Options{
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
-		Nodes: att.Ring.IDs(), Dial: dial.store,
-		Place:     nearestFirst(att.Ring.Ring, att.Lineage.ID, dial.distances()),
+		Nodes: copies.ids, Targets: copies.targets,
+		Dial: func(ctx context.Context, id ring.NodeID) (store.Store, error) {
+			node, _ := copies.at(id)
+			return dial.store(ctx, node)
+		},
+		Place:     nearestFirst(att.Ring.Ring, att.Target.Ring, att.Lineage.ID, dial.distances()),
 		Period:    ring.Partitions,
 		ReadOnly:  n.readOnly,
 		MinCopies: att.MinCopies(),
-		Clean:     att.Volume.Clean, Recorded: recorded(att.Incarnations), Stale: staleCopies(att.Stale),
+		Clean:     att.Volume.Clean || was.clean(att), Recorded: copies.recorded(att.Incarnations), Stale: copies.stale(att.Stale),
 		CompareAll: att.Uncompared, Served: att.Served, KeepHoles: att.Unconfirmed,
-		Records: staleRecords{att}, Held: att.Held, HeldUntil: heldUntil, Pace: n.pace,
+		Records: staleRecords{att, was, copies}, Held: att.Held, HeldUntil: heldUntil, Pace: n.pace,
 		Logger: n.log.With("part", "volume", "name", att.Volume.Name), // "volume" is its ID there
 	})
 	if err != nil {
 		return nil, err
 	}
-	a := &attached{att: att, vol: v, ended: make(chan struct{})}
-	a.dev = &device{vol: v, ended: a.ended, fail: a.lose}
+	a := &attached{att: att, vol: v, dev: was.device(), copies: copies}
+	a.dev.serve(v)
 	n.holding.add(a)
 	watching, cancel := context.WithCancel(context.Background())
 	a.watch = cancel
 	a.watching.Go(func() { n.watchAttached(watching, a) })
 	a.watching.Go(func() { n.report(watching, a) })
+	a.watching.Go(func() { n.tellPlaced(watching, a) })
 	a.watching.Go(func() { n.scrubWhenDue(watching, a) })
 	return a, nil
 }
 
 // recorded gives the volume what the records say of its copies.
-func recorded(all []cluster.Incarnation) map[ring.NodeID]volume.Copy {
+func (c copiesOf) recorded(all []cluster.Incarnation) map[ring.NodeID]volume.Copy {
 	copies := make(map[ring.NodeID]volume.Copy, len(all))
 	for _, i := range all {
-		copies[i.Node] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
+		if id, is := c.named(i.Node, i.Target); is {
+			copies[id] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
+		}
 	}
 	return copies
 }
 
 // incarnations gives the records what the volume found.
-func incarnations(f volume.Found) []cluster.Incarnation {
+func (c copiesOf) incarnations(f volume.Found) []cluster.Incarnation {
 	all := make([]cluster.Incarnation, 0, len(f.Copies))
-	for id, c := range f.Copies {
-		all = append(all, cluster.Incarnation{Node: id, Identity: c.Identity, Incarnation: c.Incarnation})
+	for id, found := range f.Copies {
+		node, target := c.at(id)
+		all = append(all, cluster.Incarnation{Node: node, Identity: found.Identity, Incarnation: found.Incarnation, Target: target})
 	}
 	return all
+}
+
+// placedEvery is how often it is told by which rings a volume is placed: what is told
+// goes with the lease, also where the attachment goes on under another.
+const placedEvery = 10 * time.Second
+
+// tellPlaced records, until ctx ends, by which rings the volume is placed.
+func (n *Node) tellPlaced(ctx context.Context, a *attached) {
+	for ctx.Err() == nil {
+		again := placedEvery
+		telling, cancel := context.WithTimeout(ctx, reportPatience)
+		if err := a.att.TellPlaced(telling); err != nil && ctx.Err() == nil {
+			n.log.Debug("not told by which rings a volume is placed", "volume", a.att.Volume.Name, "err", err)
+			again = reportEvery
+		}
+		cancel()
+		pause(ctx, again)
+	}
 }
 
 // watchAttached waits for the loss of the attachment, and for the volume's stop:
@@ -220,13 +250,13 @@ func (n *Node) watchAttached(ctx context.Context, a *attached) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.ended:
+		case <-a.dev.ended:
 			return
 		case <-a.att.Lost():
-			a.lose(a.att.Err())
+			a.dev.fail(a.att.Err())
 			return
 		case <-a.vol.Stopped():
-			a.lose(a.vol.Err())
+			a.dev.fail(a.vol.Err())
 			return
 		case <-done:
 			// No reason to stop: every copy still answers to our epoch alone, and
@@ -237,23 +267,26 @@ func (n *Node) watchAttached(ctx context.Context, a *attached) {
 	}
 }
 
-// lose says that the attachment is over, and why.
-func (a *attached) lose(cause error) {
-	a.once.Do(func() {
-		a.cause = cause
-		close(a.ended)
-	})
-}
-
 // end closes the volume and gives the attachment up. Nothing uses the device
 // any more, or it gets nbd.ErrShutdown. Nil: everything is durable, and
 // recorded as clean.
 func (n *Node) end(a *attached) error {
+	n.unwatch(a)
+	err := a.close()
+	return errors.Join(err, n.detach(a.att, err == nil))
+}
+
+// close closes the volume, once, and returns what came of it.
+func (a *attached) close() error {
+	a.once.Do(func() { a.closed = a.vol.Close() })
+	return a.closed
+}
+
+// unwatch ends what goes on beside the requests.
+func (n *Node) unwatch(a *attached) {
 	a.watch()
 	a.watching.Wait()
 	n.holding.remove(a)
-	err := a.vol.Close()
-	return errors.Join(err, n.detach(a.att, err == nil))
 }
 
 func (n *Node) detach(att *cluster.Attachment, clean bool) error {

@@ -108,6 +108,7 @@ func (n *Node) startNBD(only []string) (err error) {
 		return err
 	}
 	n.started("exports", n.exports.close)
+	n.exports.startFollowing()
 	var wg sync.WaitGroup
 	for _, l := range n.nbdListeners {
 		wg.Go(func() {
@@ -136,7 +137,7 @@ func (n *Node) untilHeld(ctx context.Context) (held context.Context, end func())
 	watching.Go(func() {
 		free := time.Now()
 		for held.Err() == nil {
-			waiting := false
+			waiting := n.reloading.Load() > 0
 			n.holding.each(func(a *attached) { waiting = waiting || a.vol.Status().Waiting != "" })
 			if !waiting {
 				free = time.Now()

@@ -11,6 +11,7 @@ import (
 
 	"torus/cluster"
 	"torus/nbd"
+	"torus/ring"
 	"torus/store"
 )
 
@@ -33,11 +34,12 @@ type exports struct {
 	log  *slog.Logger
 	only []string // volumes that are exported; nil: all
 
-	mu     sync.Mutex // guards what follows; taken before no other lock
-	open   map[store.VolumeID]*export
-	closed bool
-	errs   []error        // of detaching since closed
-	wg     sync.WaitGroup // goroutines that end exports
+	mu       sync.Mutex // guards what follows; taken before no other lock
+	open     map[store.VolumeID]*export
+	lineages map[ring.LineageID]cluster.Lineage // as of the records
+	closed   bool
+	errs     []error        // of detaching since closed
+	wg       sync.WaitGroup // goroutines that end exports
 }
 
 // An export is one volume that is not absent.
@@ -45,10 +47,15 @@ type export struct {
 	name  string        // as the client that attached it knew it
 	ready chan struct{} // closed when opening has ended: a and err are set
 	gone  chan struct{} // closed when it is absent again
-	a     *attached
+	dev   *device       // of a, and of those that follow
 	err   error
 
-	clients int // guarded by exports.mu, as the rest
+	changed chan struct{}      // something of lineages has
+	stop    context.CancelFunc // of the reloading, which ends by itself with dev
+	reloads sync.WaitGroup
+
+	a       *attached // guarded by exports.mu, as the rest
+	clients int
 	ending  bool
 	timer   *time.Timer // of lingering
 }
@@ -108,7 +115,7 @@ func (x *exports) Open(ctx context.Context, name string) (nbd.Device, func(), er
 	if err != nil {
 		return nil, nil, err
 	}
-	return e.a.dev, leave, nil
+	return e.dev, leave, nil
 }
 
 // hold returns a volume's export, open, and counts the caller as a client until
@@ -146,7 +153,7 @@ func (x *exports) enter(v cluster.VolumeInfo) (e *export, first bool, err error)
 	}
 	e = x.open[v.ID]
 	if e == nil {
-		e = &export{name: v.Name, ready: make(chan struct{}), gone: make(chan struct{})}
+		e = &export{name: v.Name, ready: make(chan struct{}), gone: make(chan struct{}), changed: make(chan struct{}, 1)}
 		x.open[v.ID] = e
 		first = true
 	}
@@ -169,11 +176,11 @@ func (e *export) lost() bool {
 	default:
 		return false
 	}
-	if e.a == nil {
+	if e.dev == nil {
 		return false
 	}
 	select {
-	case <-e.a.ended:
+	case <-e.dev.ended:
 		return true
 	default:
 		return false
@@ -191,7 +198,10 @@ func (x *exports) attach(ctx context.Context, id store.VolumeID, e *export) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	e.a, e.err = a, err
+	if err == nil {
+		e.a, e.dev = a, a.dev
+	}
+	e.err = err
 	close(e.ready)
 	if err != nil {
 		e.ending = true
@@ -201,6 +211,9 @@ func (x *exports) attach(ctx context.Context, id store.VolumeID, e *export) {
 		return
 	}
 	x.wg.Go(func() { x.endWhenLost(id, e) })
+	reloading, stop := context.WithCancel(context.Background())
+	e.stop = stop
+	e.reloads.Go(func() { x.reloadWhenOutdated(reloading, e) })
 }
 
 // await waits until the export is open; retry: it is ending, and absent now.
@@ -253,6 +266,8 @@ func (x *exports) finish(id store.VolumeID, e *export) {
 		if e.err != nil {
 			return
 		}
+		e.stop()
+		e.reloads.Wait()
 		err := x.node.end(e.a)
 		if err != nil {
 			x.log.Warn("volume not detached cleanly", "volume", e.name, "err", err)
@@ -275,9 +290,9 @@ func (x *exports) endWhenLost(id store.VolumeID, e *export) {
 	select {
 	case <-e.gone:
 		return
-	case <-e.a.ended:
+	case <-e.dev.ended:
 	}
-	x.log.Error("attachment ended: its clients are cut off", "volume", e.name, "cause", e.a.cause)
+	x.log.Error("attachment ended: its clients are cut off", "volume", e.name, "cause", e.dev.cause)
 	x.mu.Lock()
 	if !e.ending {
 		x.finish(id, e)

@@ -52,22 +52,23 @@ type Node struct {
 
 	recovered bool // it follows another recovery of the records from now on
 
-	member   *cluster.Server // as it was started; the seat's from then on
-	seat     *cluster.Seat   // nil without the role etcd
-	records  *cluster.Client // reaches etcd, here or elsewhere
-	cluster  *cluster.Cluster
-	store    store.Store    // nil without the role storage
-	blocks   *remote.Server // serves it to other nodes
-	peers    *peers         // the stores of other nodes
-	pace     *volume.Pace   // of all volumes
-	exports  *exports       // nil without the role nbd
-	nbd      *nbd.Server    // nil when nothing is exported
-	scrubs   *scrubs
-	readOnly bool    // volumes are attached for reading only
-	holding  holding // all that is attached, also for repair
-	repairs  *repairs
-	force    map[string]bool // volumes still to be taken from whoever holds them; guarded by forcing
-	forcing  sync.Mutex
+	member    *cluster.Server // as it was started; the seat's from then on
+	seat      *cluster.Seat   // nil without the role etcd
+	records   *cluster.Client // reaches etcd, here or elsewhere
+	cluster   *cluster.Cluster
+	store     store.Store    // nil without the role storage
+	blocks    *remote.Server // serves it to other nodes
+	peers     *peers         // the stores of other nodes
+	pace      *volume.Pace   // of all volumes
+	exports   *exports       // nil without the role nbd
+	nbd       *nbd.Server    // nil when nothing is exported
+	scrubs    *scrubs
+	readOnly  bool    // volumes are attached for reading only
+	holding   holding // all that is attached, also for repair
+	repairs   *repairs
+	reloading atomic.Int32    // volumes that are attached anew, and have requests wait
+	force     map[string]bool // volumes still to be taken from whoever holds them; guarded by forcing
+	forcing   sync.Mutex
 
 	nextSnapshot time.Time // when the records are to be saved again; the keeper's own
 
@@ -159,6 +160,8 @@ func (n *Node) start(ctx context.Context) (err error) {
 	n.startLimits()
 	n.startLettingGo()
 	n.startRepairs()
+	n.startRings()
+	n.startLeftovers()
 	if err := n.startNBD(nil); err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ func TestNearestFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	place := nearestFirst(r, 7, func(id ring.NodeID) int {
+	place := nearestFirst(r, nil, 7, func(id ring.NodeID) int {
 		if id == 4 {
 			return here
 		}

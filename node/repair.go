@@ -12,6 +12,7 @@ import (
 	"torus/cluster"
 	"torus/ring"
 	"torus/store"
+	"torus/volume"
 )
 
 // Volumes that nobody has attached are repaired and scrubbed by the storage nodes in
@@ -99,7 +100,7 @@ func (n *Node) startRepairs() {
 			}
 		})
 	})
-	wg.Go(func() { n.maintain(ctx, maintenance{needsRepair, repairTurn, inSyncSoon}) })
+	wg.Go(func() { n.maintain(ctx, maintenance{needsRepair, repairTurn, n.inSyncSoon}) })
 	wg.Go(func() { n.maintain(ctx, maintenance{n.needsScrub, 0, n.scrubbedSoon}) })
 	n.started("repairs", func() error {
 		stop()
@@ -145,12 +146,7 @@ func (n *Node) maintain(ctx context.Context, m maintenance) {
 // each was first seen to need it, and is brought up to date.
 func (m maintenance) inTurn(vols []cluster.VolumeInfo, nodes []cluster.NodeInfo, self ring.NodeID,
 	since map[store.VolumeID]time.Time, now time.Time) (mine []cluster.VolumeInfo) {
-	live := map[ring.NodeID]bool{}
-	for _, n := range nodes {
-		if n.Alive && !n.Stopping && slices.Contains(n.Roles, cluster.RoleStorage) {
-			live[n.ID] = true
-		}
-	}
+	live := living(nodes)
 	needy := map[store.VolumeID]bool{}
 	for _, v := range vols {
 		if v.Attached != nil || !m.needed(v, live) {
@@ -170,6 +166,25 @@ func (m maintenance) inTurn(vols []cluster.VolumeInfo, nodes []cluster.NodeInfo,
 		}
 	}
 	return mine
+}
+
+// living returns the storage nodes that live, and are not about to stop.
+func living(nodes []cluster.NodeInfo) map[ring.NodeID]bool {
+	live := map[ring.NodeID]bool{}
+	for _, n := range nodes {
+		if n.Alive && !n.Stopping && slices.Contains(n.Roles, cluster.RoleStorage) {
+			live[n.ID] = true
+		}
+	}
+	return live
+}
+
+// mayCatchUp reports whether a copy that is not in sync is on a node that lives.
+func mayCatchUp(all []volume.CopyStatus, copies copiesOf, live map[ring.NodeID]bool) bool {
+	return slices.ContainsFunc(all, func(c volume.CopyStatus) bool {
+		node, _ := copies.at(c.Node)
+		return !c.InSync() && live[node]
+	})
 }
 
 // needsRepair: a copy lacks writes, on a node that lives, or whoever had the volume
@@ -216,7 +231,7 @@ func (n *Node) repair(ctx context.Context, v cluster.VolumeInfo, done func(conte
 		return
 	}
 	defer n.repairs.end(v.ID)
-	a, err := n.attach(ctx, v.Name, cluster.AttachOptions{Purpose: cluster.ForMaintenance})
+	a, err := n.attach(ctx, v.Name, cluster.AttachOptions{Purpose: cluster.ForMaintenance}, nil)
 	switch {
 	case ctx.Err() != nil && a == nil, errors.Is(err, cluster.ErrBusy), errors.Is(err, cluster.ErrNotFound):
 		return // somebody was faster
@@ -245,13 +260,13 @@ func (n *Node) scrubbedSoon(ctx context.Context, a *attached) bool {
 			return false
 		}
 	}
-	return inSyncSoon(ctx, a)
+	return n.inSyncSoon(ctx, a)
 }
 
 // goesOn waits a little, and reports whether the volume is to be kept.
 func (a *attached) goesOn(ctx context.Context) bool {
 	select {
-	case <-a.ended:
+	case <-a.dev.ended:
 		return false
 	default:
 		pause(ctx, repairLook)
@@ -259,10 +274,12 @@ func (a *attached) goesOn(ctx context.Context) bool {
 	}
 }
 
-// inSyncSoon waits until all copies are in sync; not if that makes no progress.
-func inSyncSoon(ctx context.Context, a *attached) bool {
+// inSyncSoon waits until all copies are in sync; not if that makes no progress, nor for
+// nodes that are gone: when one is there again, it is needed again.
+func (n *Node) inSyncSoon(ctx context.Context, a *attached) bool {
 	var done int64
 	inSync, moved := 0, time.Now()
+	look := moved.Add(repairEvery)
 	for {
 		nowDone, nowInSync := int64(0), 0
 		all := a.vol.Status().Copies
@@ -274,6 +291,12 @@ func inSyncSoon(ctx context.Context, a *attached) bool {
 		}
 		if nowInSync == len(all) {
 			return true
+		}
+		if time.Now().After(look) {
+			if nodes, err := n.cluster.Nodes(ctx); err == nil && !mayCatchUp(all, a.copies, living(nodes)) {
+				return false
+			}
+			look = time.Now().Add(repairEvery)
 		}
 		if nowDone != done || nowInSync != inSync {
 			done, inSync, moved = nowDone, nowInSync, time.Now()

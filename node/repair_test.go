@@ -1,6 +1,7 @@
 package node
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"torus/cluster"
 	"torus/ring"
 	"torus/store"
+	"torus/volume"
 )
 
 // TestToRepair: each volume has one node whose turn is first, the others come if
@@ -61,6 +63,23 @@ func TestToRepair(t *testing.T) {
 	}
 }
 
+// TestMayCatchUp: a repair goes on only for copies on nodes that live.
+func TestMayCatchUp(t *testing.T) {
+	live := map[ring.NodeID]bool{1: true, 2: true}
+	for _, c := range []struct {
+		states string // of the copies on nodes 1, 2, 3
+		want   bool
+	}{{"in sync,in sync,away", false}, {"in sync,away,in sync", true}, {"in sync,catching,away", true}, {"in sync,in sync,in sync", false}} {
+		var all []volume.CopyStatus
+		for i, state := range strings.Split(c.states, ",") {
+			all = append(all, volume.CopyStatus{Node: ring.NodeID(i + 1), State: state})
+		}
+		if got := mayCatchUp(all, copiesOf{}, live); got != c.want {
+			t.Errorf("%s: %v", c.states, got)
+		}
+	}
+}
+
 // TestRepairGivesWay: a volume that is being repaired here is a client's in a
 // moment, and not taken from the repair before that has ended.
 func TestRepairGivesWay(t *testing.T) {
@@ -71,7 +90,7 @@ func TestRepairGivesWay(t *testing.T) {
 		v := info(t, n, "vol1")
 		ended := make(chan struct{})
 		n.repairs.begin(v.Volume, func() { close(ended) })
-		a, err := n.attach(t.Context(), "vol1", cluster.AttachOptions{Purpose: cluster.ForMaintenance})
+		a, err := n.attach(t.Context(), "vol1", cluster.AttachOptions{Purpose: cluster.ForMaintenance}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -35,7 +35,7 @@ func (n *Node) report(ctx context.Context, a *attached) {
 		}
 		if worthReporting(told, now, time.Since(at)) {
 			telling, cancel := context.WithTimeout(ctx, reportPatience)
-			err := a.att.Report(telling, newReport(now))
+			err := a.att.Report(telling, newReport(a.copies, now))
 			cancel()
 			if err == nil {
 				told, at = now, time.Now()
@@ -51,7 +51,8 @@ func (n *Node) report(ctx context.Context, a *attached) {
 func (n *Node) logProgress(a *attached, s volume.Status) {
 	for _, c := range s.Copies {
 		if c.Total > 0 {
-			n.log.Info("a copy is being brought up to date", "volume", a.att.Volume.Name, "node", c.Node,
+			node, target := a.copies.at(c.Node)
+			n.log.Info("a copy is being brought up to date", "volume", a.att.Volume.Name, "node", node, "target", target,
 				"percent", 100*min(c.Done, c.Total)/c.Total, "done", c.Done, "total", c.Total, "left", c.Left.Round(time.Second))
 		}
 	}
@@ -68,15 +69,16 @@ func worthReporting(told, now volume.Status, ago time.Duration) bool {
 }
 
 // newReport says in the records' words how a volume is.
-func newReport(s volume.Status) cluster.Report {
+func newReport(copies copiesOf, s volume.Status) cluster.Report {
 	r := cluster.Report{Waiting: s.Waiting}
 	for _, c := range s.Copies {
 		state := c.State
+		node, target := copies.at(c.Node)
 		if c.InSync() {
 			state = cluster.CopyInSync
 		}
 		r.Copies = append(r.Copies, cluster.CopyReport{
-			Node: c.Node, State: state, Why: c.Why, Since: c.When.UTC(), Done: c.Done, Total: c.Total, Left: c.Left,
+			Node: node, Target: target != 0, State: state, Why: c.Why, Since: c.When.UTC(), Done: c.Done, Total: c.Total, Left: c.Left,
 		})
 	}
 	return r

@@ -9,7 +9,6 @@ import (
 
 	"torus/cluster"
 	"torus/ring"
-	"torus/volume"
 )
 
 // A planned stop, seen from both sides:
@@ -130,12 +129,12 @@ func (n *Node) letGoLoop(ctx context.Context, updates <-chan cluster.Update[ring
 			return
 		case u := <-updates:
 			for _, id := range applyStopping(stopping, u) {
-				n.holding.each(func(a *attached) { a.vol.Wake(id) })
+				n.holding.each(func(a *attached) { a.wake(id) })
 			}
 		case <-tick.C:
 		}
 		for id := range stopping {
-			n.holding.each(func(a *attached) { letGo(a.vol, id) })
+			n.holding.each(func(a *attached) { a.letGo(id) })
 		}
 	}
 }
@@ -155,11 +154,19 @@ func applyStopping(stopping map[ring.NodeID]bool, u cluster.Update[ring.NodeID, 
 	return over
 }
 
-// letGo is LetGo for a node that is in sync: otherwise there is nothing to do, or
-// not yet.
-func letGo(v *volume.Volume, id ring.NodeID) {
-	if slices.ContainsFunc(v.Status().Copies, func(c volume.CopyStatus) bool { return c.Node == id && c.InSync() }) {
-		v.LetGo(id)
+// wake says of all copies that a node has that it is there.
+func (a *attached) wake(id ring.NodeID) {
+	a.vol.Wake(id)
+	a.vol.Wake(targetCopy(id)) // where there is one
+}
+
+// letGo is LetGo for those copies of a node that are in sync: otherwise there is
+// nothing to do, or not yet.
+func (a *attached) letGo(node ring.NodeID) {
+	for _, c := range a.vol.Status().Copies {
+		if at, _ := a.copies.at(c.Node); at == node && c.InSync() {
+			a.vol.LetGo(c.Node)
+		}
 	}
 }
 

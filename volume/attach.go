@@ -35,10 +35,11 @@ type attaching struct {
 	began time.Time
 	found Found // what earlier rounds repaired stays in it, as none sees it again
 
+	leave   bool                 // the round under way goes on without nodes that do not answer
 	leftOut map[ring.NodeID]bool // of found.Stale, those that did not answer
 
 	mu     sync.Mutex            // guards what follows
-	asked  map[ring.NodeID]bool  // which fence they had, see notBelow
+	asked  map[ring.NodeID]bool  // which nodes, by their own IDs, said which fence they had: see notBelow
 	failed map[ring.NodeID]error // of the round under way, or of the last one
 	// late are the members of the last round in which some Adopt was not answered.
 	// It may still arrive, and no fence of the same epoch waits for it.
@@ -55,11 +56,12 @@ type attaching struct {
 // allows.
 func (v *Volume) attach(ctx context.Context, o Options) error {
 	nodes := nodesOf(o)
-	groups, err := v.place.init(o, nodes)
+	sets, err := v.place.init(o, nodes)
 	if err != nil {
 		return err
 	}
-	v.copies.groups, v.copies.nodes, v.copies.changed = groups, v.place.byID, make(chan struct{})
+	v.copies.nodes, v.copies.changed = v.place.byID, make(chan struct{})
+	v.copies.place(sets)
 	a := &attaching{v: v, o: o, began: time.Now(), asked: make(map[ring.NodeID]bool)}
 	for pause := attachPause; ; pause = min(2*pause, maxAttachPause) {
 		members, err := a.round(ctx)
@@ -84,20 +86,24 @@ func nodesOf(o Options) []*node {
 	ids := slices.Sorted(slices.Values(o.Nodes))
 	nodes := make([]*node, len(ids))
 	for i, id := range ids {
-		nodes[i] = &node{id: id, wake: make(chan struct{}, 1)}
-		nodes[i].view.Store(&view{state: away})
+		n := &node{id: id, on: id, name: id.String(), wake: make(chan struct{}, 1)}
+		if on, is := o.Targets[id]; is {
+			n.target, n.on, n.name = true, on, on.String()+" (of the target)"
+		}
+		nodes[i] = n
+		n.view.Store(&view{state: away})
 	}
 	return nodes
 }
 
 // A nodeError is what one node answered.
 type nodeError struct {
-	id  ring.NodeID
-	err error
+	name string
+	err  error
 }
 
 // Error names the node before the cause.
-func (e *nodeError) Error() string { return fmt.Sprintf("node %v: %v", e.id, e.err) }
+func (e *nodeError) Error() string { return fmt.Sprintf("node %s: %v", e.name, e.err) }
 
 // Unwrap returns the cause.
 func (e *nodeError) Unwrap() error { return e.err }
@@ -127,11 +133,14 @@ func (a *attaching) record(ctx context.Context, members []*member) error {
 			"volume", a.v.id, "nodes", a.found.Reborn)
 	}
 	for _, s := range a.found.Stale {
-		a.v.log.Warn("a copy is left out, it misses what is written from here on", "volume", a.v.id, "node", s.Node,
+		a.v.log.Warn("a copy is left out, it misses what is written from here on", "volume", a.v.id, "node", a.v.place.node(s.Node).name,
 			"layer", s.Layer, "since", s.Since, "why", s.Why)
 	}
 	if a.o.Records != nil {
-		if err := a.o.Records.Serving(ctx, a.found); err != nil {
+		switch err := a.o.Records.Serving(ctx, a.found); {
+		case errors.Is(err, ErrMoved):
+			return fmt.Errorf("%w: %w", ErrAgain, err)
+		case err != nil:
 			return err
 		}
 	}
@@ -219,35 +228,49 @@ func (a *attaching) blame(id ring.NodeID, err error) error {
 		a.failed[id] = err
 		a.mu.Unlock()
 	}
-	return &nodeError{id, err}
+	return &nodeError{a.v.place.node(id).name, err}
 }
 
 // reach fences the nodes that are not recorded stale and returns those that the
 // attach goes on with. The error says which have to be waited for.
 func (a *attaching) reach(ctx context.Context) ([]*member, error) {
-	leave := a.o.Records != nil && !time.Now().Before(a.grace())
+	a.leave = a.o.Records != nil && !time.Now().Before(a.grace())
 	before := a.failed
 	a.failed = make(map[ring.NodeID]error)
 	all := a.candidates()
 	errs := make([]error, len(all))
-	parallel(len(all), maxCalls, func(i int) {
-		if err := before[all[i].id]; leave && err != nil {
-			errs[i] = a.blame(all[i].id, err) // it was fenced, and then failed
-			return
-		}
-		ctx, cancel := context.WithTimeout(ctx, fencePatience)
-		defer cancel()
-		if a.o.CompareAll {
-			if errs[i] = a.blame(all[i].id, a.notBelow(ctx, all[i].id)); errs[i] != nil {
-				return
+	each := func(do func(ctx context.Context, m *member) error) {
+		parallel(len(all), maxCalls, func(i int) {
+			if errs[i] == nil {
+				ctx, cancel := context.WithTimeout(ctx, fencePatience)
+				defer cancel()
+				errs[i] = a.blame(all[i].id, do(ctx, all[i]))
 			}
+		})
+	}
+	for i, m := range all {
+		if err := before[m.id]; err != nil && a.leaves(m.node) {
+			errs[i] = a.blame(m.id, err) // it was fenced, and then failed
 		}
-		errs[i] = a.blame(all[i].id, a.v.fence(ctx, all[i]))
-	})
+	}
+	if a.o.CompareAll { // all before any: a node may have two copies
+		each(a.notBelow)
+	}
+	each(a.v.fence)
 	if err := errors.Join(errs...); err != nil && !passing(err) {
 		return nil, err
 	}
-	return a.choose(all, errs, leave)
+	return a.choose(all, errs)
+}
+
+// leaves reports whether the round goes on without a node that does not answer and
+// that no chunk needs. Nobody waits for a copy of a target: nothing was read from it.
+// But the records that CompareAll goes by may be from before the target was the ring.
+func (a *attaching) leaves(n *node) bool {
+	if n.target {
+		return !a.o.CompareAll
+	}
+	return a.leave
 }
 
 // candidates are the nodes that are not recorded stale, by ID, not yet reached.
@@ -263,7 +286,7 @@ func (a *attaching) candidates() []*member {
 
 // choose judges the nodes, of which errs say how their fences went, and returns
 // those whose copies are in sync. found gets those that are left out.
-func (a *attaching) choose(all []*member, errs []error, leave bool) ([]*member, error) {
+func (a *attaching) choose(all []*member, errs []error) ([]*member, error) {
 	a.found.Stale, a.leftOut = nil, make(map[ring.NodeID]bool)
 	standings := make(map[ring.NodeID]standing)
 	for _, s := range a.o.Stale {
@@ -271,15 +294,17 @@ func (a *attaching) choose(all []*member, errs []error, leave bool) ([]*member, 
 	}
 	var members []*member
 	var others, away []error
+	stay := false
 	for i, m := range all {
 		if errs[i] != nil {
+			stay = stay || !a.leaves(m.node)
 			standings[m.id], away, a.leftOut[m.id] = absent, append(away, errs[i]), true
 			a.found.Stale = append(a.found.Stale, Stale{Node: m.id, Layer: a.v.chain[0], Why: errs[i].Error()})
 			continue
 		}
 		var err error
 		if m.standing, err = judge(a.o.Recorded, m.id, m.attempt.copy, a.o.Clean); m.standing == stale {
-			others = append(others, fmt.Errorf("node %v: %w", m.id, err))
+			others = append(others, fmt.Errorf("node %s: %w", m.name, err))
 			for _, l := range a.v.chain {
 				a.found.Stale = append(a.found.Stale, Stale{Node: m.id, Layer: l, Why: err.Error()})
 			}
@@ -302,7 +327,7 @@ func (a *attaching) choose(all []*member, errs []error, leave bool) ([]*member, 
 			delete(a.failed, id)
 		}
 		return nil, errors.Join(away...)
-	case len(away) > 0 && !leave:
+	case stay:
 		return nil, errors.Join(away...)
 	}
 	return members, nil
@@ -317,12 +342,12 @@ func (a *attaching) sameAsBefore(members []*member) error {
 	if a.late == nil {
 		return nil
 	}
-	now := copiesOf(members)
-	for id, c := range now {
-		if a.late[id] != c {
-			return fmt.Errorf("%w: node %v came while copies were brought to one value", ErrAgain, id)
+	for _, m := range members {
+		if a.late[m.id] != m.attempt.copy {
+			return fmt.Errorf("%w: node %s came while copies were brought to one value", ErrAgain, m.name)
 		}
 	}
+	now := copiesOf(members)
 	for _, from := range a.lateFrom {
 		if !slices.ContainsFunc(from, func(id ring.NodeID) bool { _, is := now[id]; return is }) {
 			return fmt.Errorf("%w: nodes %v were lost while copies were brought to one value", ErrAgain, from)

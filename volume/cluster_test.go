@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 
@@ -31,6 +32,8 @@ type nodes struct {
 	recorded            map[ring.NodeID]Copy // is replaced, never changed
 	stale               staleMap
 	doStale, doesInSync func() error
+	fresh               []ring.NodeID // may not join yet
+	asked               int           // how often MayJoin was
 }
 
 // staleMap is what each node is recorded to lack.
@@ -148,6 +151,13 @@ func (r *memRecords) InSync(_ context.Context, n ring.NodeID, now Copy, layers [
 	return nil
 }
 
+func (r *memRecords) MayJoin(_ context.Context, n ring.NodeID) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked++
+	return !slices.Contains(r.fresh, n), nil
+}
+
 // newNodes makes n empty nodes for volumes of so many copies. With a nil rng
 // everything is durable at once.
 func newNodes(n, copies int, rng *rand.Rand) *nodes {
@@ -243,7 +253,7 @@ type page struct {
 // pagesOf reads n pages of the head from one node's store, under o's epoch.
 func (c *nodes) pagesOf(t testing.TB, o Options, id ring.NodeID, off int64, n int) []page {
 	t.Helper()
-	r, err := c.stores[id-1].Attach(t.Context(), testVolume, o.Epoch)
+	r, err := c.stores[nodeOf(id)-1].Attach(t.Context(), testVolume, o.Epoch)
 	must(t, err)
 	p, info := make([]byte, n*store.PageSize), make([]store.PageInfo, n)
 	must(t, r.Read(t.Context(), o.Chain[:1], off, p, info))

@@ -7,7 +7,6 @@ import (
 	"iter"
 	"slices"
 
-	"torus/ring"
 	"torus/store"
 )
 
@@ -34,14 +33,14 @@ import (
 // notBelow returns store.ErrFenced, with the epoch, if a node knows an epoch of the
 // volume that is not below ours, from before. It is asked until it has answered once:
 // what it knows afterwards may be ours.
-func (a *attaching) notBelow(ctx context.Context, id ring.NodeID) error {
+func (a *attaching) notBelow(ctx context.Context, m *member) error {
 	a.mu.Lock()
-	asked := a.asked[id]
+	asked := a.asked[m.on]
 	a.mu.Unlock()
 	if asked {
 		return nil
 	}
-	s, err := a.v.dial(ctx, id)
+	s, err := a.v.dial(ctx, m.id)
 	if err != nil {
 		return err
 	}
@@ -54,7 +53,7 @@ func (a *attaching) notBelow(ctx context.Context, id ring.NodeID) error {
 		}
 	}
 	a.mu.Lock()
-	a.asked[id] = true
+	a.asked[m.on] = true
 	a.mu.Unlock()
 	return nil
 }
@@ -85,7 +84,7 @@ func (a *attaching) haveAll(members []*member) error {
 	var errs []error
 	for _, m := range members {
 		if _, knows := m.layers[head]; served && !knows {
-			errs = append(errs, fmt.Errorf("%w: node %v has nothing of the volume any more", ErrNoCopy, m.id))
+			errs = append(errs, fmt.Errorf("%w: node %s has nothing of the volume any more", ErrNoCopy, m.name))
 		}
 	}
 	return errors.Join(errs...)

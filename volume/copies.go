@@ -76,11 +76,16 @@ type dirtiness struct {
 	synced   uint64        // answered, as of the last sync; the flusher's
 }
 
-// node is one node as this attachment sees it.
+// node is one node as this attachment sees it, or one copy of two that it has:
+// those of chunks that the ring gives it, and those of chunks that only the target
+// does.
 type node struct {
-	id   ring.NodeID
-	view atomic.Pointer[view] // stored by turn alone
-	wake chan struct{}        // the node is said to be there
+	id     ring.NodeID          // the copy's
+	target bool                 // a copy of the target: see Options.Targets
+	view   atomic.Pointer[view] // stored by turn alone
+	wake   chan struct{}        // the node is said to be there
+	on     ring.NodeID          // the node itself
+	name   string               // for people
 
 	// What follows is guarded by copies.mu.
 	since      map[store.LayerID]store.Version // what it has all of; of the record, fixed when it failed
@@ -97,16 +102,20 @@ type node struct {
 
 	// The tender's own.
 	again  time.Duration // the least pause before it is caught up with again
+	clear  bool          // Records.MayJoin said yes
 	joined time.Time     // when it was last taken back
 }
 
 // copies are the nodes' states together.
 type copies struct {
-	mu      sync.Mutex    // guards what follows and the nodes'; no call is made under it
-	changed chan struct{} // closed when some state changes
-	closing bool          // no node is caught up with any more
+	mu       sync.Mutex    // guards what follows and the nodes'; no call is made under it
+	changed  chan struct{} // closed when some state changes
+	closing  bool          // no node is caught up with any more
+	moved    bool          // Records said ErrMoved
+	patience *time.Timer   // Close's; nil before it
 
-	groups   [][]ring.NodeID // the sets of copies that chunks have; made once
+	sets     [][]ring.NodeID // of copies that chunks have; made once
+	groups   [][]ring.NodeID // sets without the copies of a target: none of these may lose its last copy in sync
 	nodes    map[ring.NodeID]*node
 	recorded map[ring.NodeID]Copy // as of the records
 
@@ -140,7 +149,7 @@ func (v *Volume) startTender(n *node) {
 // ignored unless that is the attempt under way still.
 func (v *Volume) failed(n *node, w *view, err error) {
 	if errors.Is(err, store.ErrFenced) || errors.Is(err, store.ErrInvalid) {
-		v.stop(&nodeError{n.id, err})
+		v.stop(&nodeError{n.name, err})
 		return
 	}
 	c := &v.copies
@@ -185,8 +194,8 @@ func (v *Volume) spare(n *node, w *view, err error) bool {
 	return spare
 }
 
-// mayLose reports whether each chunk of n has another copy in sync. The caller
-// has mu.
+// mayLose reports whether each chunk of n has another copy in sync, but those of a
+// target, or n is one of these, which groups don't know. The caller has mu.
 func (c *copies) mayLose(n *node) bool {
 	other := func(id ring.NodeID) bool { return id != n.id && c.nodes[id].view.Load().state == inSync }
 	for _, group := range c.groups {
@@ -217,6 +226,17 @@ func (c *copies) lastLost() bool {
 		}
 	}
 	return false
+}
+
+// place tells the copies which of them have chunks together.
+func (c *copies) place(sets [][]ring.NodeID) {
+	c.sets = sets
+	for _, set := range sets {
+		group := slices.DeleteFunc(slices.Clone(set), func(id ring.NodeID) bool { return c.nodes[id].target })
+		if !slices.ContainsFunc(c.groups, func(known []ring.NodeID) bool { return slices.Equal(known, group) }) {
+			c.groups = append(c.groups, group)
+		}
+	}
 }
 
 // enough reports whether each chunk has min copies in sync. The caller has mu.
@@ -273,14 +293,24 @@ func (n *node) mayHave(lost span) {
 	n.lost = append(n.lost, lost)
 }
 
-// shut ends what is being caught up with; nothing new is.
-func (c *copies) shut() {
+// shut ends what is being caught up with; nothing new is. It returns the timer by
+// which the waiting for copies is over.
+func (c *copies) shut(over func()) *time.Timer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closing = true
+	patience := closePatience
+	if c.moved {
+		patience = movedPatience
+	}
+	timer := time.AfterFunc(patience, over)
+	if c.patience == nil {
+		c.patience = timer
+	}
 	for _, n := range c.nodes {
 		if w := n.view.Load(); w.state == catching || w.state == joining {
 			w.at.cancel()
 		}
 	}
+	return timer
 }

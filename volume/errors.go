@@ -32,6 +32,10 @@ var (
 	ErrLost = errors.New("the volume has another holder")
 	// ErrNotDone, of Records: the transaction was not done, and never will be.
 	ErrNotDone = errors.New("not recorded")
+	// ErrMoved, of Records, is an ErrNotDone: the volume's data has moved to another
+	// ring than it was opened for, so nothing is recorded any more of the copies that
+	// it knows. It is to be closed and opened anew.
+	ErrMoved = fmt.Errorf("%w: the volume's data has moved", ErrNotDone)
 	// ErrSequence: the attachment has given all its versions; the volume must
 	// be attached under another epoch before it can be written again.
 	ErrSequence = errors.New("no versions left in this epoch")

@@ -96,3 +96,5 @@ func (r *farRecords) Stale(context.Context, ring.NodeID, string, map[store.Layer
 func (r *farRecords) InSync(context.Context, ring.NodeID, volume.Copy, []store.LayerID) error {
 	return nil
 }
+
+func (r *farRecords) MayJoin(context.Context, ring.NodeID) (bool, error) { return true, nil }

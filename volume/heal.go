@@ -66,7 +66,7 @@ func (v *Volume) healAll() {
 		b := h.bad[0]
 		h.mu.Unlock()
 		if err := v.healPage(b); err != nil {
-			v.log.Warn("page not rewritten", "volume", v.id, "node", b.node.id, "layer", b.layer, "off", b.off, "err", err)
+			v.log.Warn("page not rewritten", "volume", v.id, "node", b.node.name, "layer", b.layer, "off", b.off, "err", err)
 		}
 		h.mu.Lock()
 		h.bad = slices.Delete(h.bad, 0, 1)
@@ -113,13 +113,13 @@ func (v *Volume) healPage(b badPage) error {
 		w.at.dirty.answered.Add(1)
 		v.flush.answered.Add(1)
 		v.counts.healed.Add(1)
-		v.log.Warn("page rewritten from another copy", "volume", v.id, "node", b.node.id, "layer", b.layer, "off", b.off, "version", e.Version)
+		v.log.Warn("page rewritten from another copy", "volume", v.id, "node", b.node.name, "layer", b.layer, "off", b.off, "version", e.Version)
 		return v.written(&change{n: store.PageSize})
 	}
 }
 
-// highestElsewhere reads a page from all other copies in sync and returns the highest
-// version that is sound.
+// highestElsewhere reads a page from all other copies of the ring in sync and returns
+// the highest version that is sound.
 func (v *Volume) highestElsewhere(b badPage) (e store.Extent, p []byte, err error) {
 	_, copies, err := v.place.writeRun(b.off, b.off+store.PageSize)
 	if err != nil {
@@ -129,7 +129,7 @@ func (v *Volume) highestElsewhere(b badPage) (e store.Extent, p []byte, err erro
 	for _, id := range copies {
 		n := v.place.node(id)
 		w := n.view.Load()
-		if n == b.node || w.state != inSync {
+		if n == b.node || n.target || w.state != inSync {
 			continue
 		}
 		page, info := alignedPages(1), make([]store.PageInfo, 1)

@@ -53,7 +53,7 @@ func (v *Volume) rewrite(off, end int64, lost store.Version) (stop int64, err er
 	for _, id := range copies {
 		n := v.place.node(id)
 		w := n.view.Load()
-		if w.state != inSync {
+		if n.target || w.state != inSync {
 			continue
 		}
 		at := off

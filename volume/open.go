@@ -49,6 +49,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		held:     o.Held,
 		dial:     o.Dial,
 		pace:     o.Pace,
+		moving:   len(o.Targets) > 0,
 	}
 	v.adopted.Store(o.KeepHoles)
 	v.ctx, v.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -108,9 +109,11 @@ func (o *Options) complete() error {
 		return fmt.Errorf("%w: no stores", store.ErrInvalid)
 	case o.Place == nil && len(o.Nodes) > 1:
 		return fmt.Errorf("%w: %d stores and no placement", store.ErrInvalid, len(o.Nodes))
-	case o.MinCopies < 1 || o.MinCopies > len(o.Nodes):
+	case o.MinCopies < 1 || o.MinCopies > len(o.Nodes)-len(o.Targets):
 		return fmt.Errorf("%w: min-copies %d is not in [1, %d], the number of stores", store.ErrInvalid,
-			o.MinCopies, len(o.Nodes))
+			o.MinCopies, len(o.Nodes)-len(o.Targets))
+	case len(o.Targets) > 0 && o.Records == nil:
+		return fmt.Errorf("%w: copies of a target, and no records", store.ErrInvalid)
 	case o.SyncBytes < 0 || o.SyncEvery < 0:
 		return fmt.Errorf("%w: sync every %d bytes, %v", store.ErrInvalid, o.SyncBytes, o.SyncEvery)
 	}

@@ -8,8 +8,8 @@ import (
 	"torus/store"
 )
 
-// placement finds the copies of a chunk. Later it will tell apart which copies
-// are written and which are read: stale ones, and those of a target ring.
+// placement finds the copies of a chunk: those of the ring, nearest first, then
+// those of the target.
 type placement struct {
 	nodes     []*node // by ID
 	byID      map[ring.NodeID]*node
@@ -20,8 +20,8 @@ type placement struct {
 
 // init sets up the placement over the attached nodes and tries it on every chunk
 // that may differ from those before. It returns the sets of copies that chunks
-// have, each once: all of them, as no set may lose its last copy in sync.
-func (p *placement) init(o Options, nodes []*node) (groups [][]ring.NodeID, err error) {
+// have, each once.
+func (p *placement) init(o Options, nodes []*node) (sets [][]ring.NodeID, err error) {
 	p.nodes, p.place, p.minCopies = nodes, o.Place, o.MinCopies
 	p.byID = make(map[ring.NodeID]*node, len(nodes))
 	for _, n := range nodes {
@@ -44,13 +44,33 @@ func (p *placement) init(o Options, nodes []*node) (groups [][]ring.NodeID, err 
 		if id, twice := repeated(ids); twice {
 			return nil, fmt.Errorf("%w: chunk %v is placed on node %v twice", store.ErrInvalid, c, id)
 		}
-		group := slices.Sorted(slices.Values(ids))
-		if key := fmt.Sprint(group); !known[key] {
+		if err := p.ringFirst(c, ids); err != nil {
+			return nil, err
+		}
+		set := slices.Sorted(slices.Values(ids))
+		if key := fmt.Sprint(set); !known[key] {
 			known[key] = true
-			groups = append(groups, group)
+			sets = append(sets, set)
 		}
 	}
-	return groups, nil
+	return sets, nil
+}
+
+// ringFirst checks that enough copies of a chunk are of the ring, and that the others
+// stand behind them.
+func (p *placement) ringFirst(c ring.ChunkIndex, ids []ring.NodeID) error {
+	target := func(id ring.NodeID) bool { return p.byID[id].target }
+	first := slices.IndexFunc(ids, target)
+	switch {
+	case first < 0:
+		return nil
+	case first < p.minCopies:
+		return fmt.Errorf("%w: chunk %v is placed on %d nodes by its ring, fewer than min-copies %d",
+			store.ErrInvalid, c, first, p.minCopies)
+	case slices.ContainsFunc(ids[first:], func(id ring.NodeID) bool { return !target(id) }):
+		return fmt.Errorf("%w: chunk %v has copies of the target among %v before one of the ring", store.ErrInvalid, c, ids)
+	}
+	return nil
 }
 
 // repeated returns an ID that is among ids twice, and whether there is one.
@@ -71,7 +91,7 @@ func (p *placement) node(id ring.NodeID) *node {
 	return p.byID[id]
 }
 
-// copies returns the nodes of a chunk, nearest first, all of them known.
+// copies returns the copies of a chunk, as Options.Place does, all of them known.
 func (p *placement) copies(c ring.ChunkIndex) ([]ring.NodeID, error) {
 	if p.only != nil {
 		return p.only, nil

@@ -223,7 +223,7 @@ func (v *Volume) readRun(off int64, p []byte, copies []ring.NodeID) (sources, er
 	return sources{first: from}, err
 }
 
-// fromCopies asks the copies in sync in turn, and waits while none is; it returns
+// fromCopies asks the ring's copies in sync in turn, and waits while none is; it returns
 // which one answered. Its error is that of a page corrupt on all of them, or why
 // the volume has ended.
 func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) error) (source, error) {
@@ -233,6 +233,9 @@ func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) e
 		waits := false
 		for _, id := range copies {
 			n := v.place.node(id)
+			if n.target {
+				break // so are all that follow
+			}
 			w := n.view.Load()
 			if w.state != inSync {
 				waits = waits || w.state == failing || w.state == pending
@@ -248,8 +251,8 @@ func (v *Volume) fromCopies(off int64, copies []ring.NodeID, ask func(w *view) e
 			v.counts.failovers.Add(1)
 			if errors.Is(err, store.ErrCorrupt) {
 				v.corrupt(n, err)
-				v.log.Warn("corrupt page, reading another copy", "volume", v.id, "node", id, "off", off, "err", err)
-				corrupt = fmt.Errorf("node %v: %w", id, err)
+				v.log.Warn("corrupt page, reading another copy", "volume", v.id, "node", n.name, "off", off, "err", err)
+				corrupt = fmt.Errorf("node %s: %w", n.name, err)
 				continue
 			}
 			v.failed(n, w, err)

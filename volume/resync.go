@@ -51,7 +51,7 @@ type resync struct {
 	peers []peer     // by ID; those that fail are taken out
 }
 
-// peer is a copy in sync, as it was when the resync began to use it.
+// peer is one of the ring's copies in sync, as it was when the resync began to use it.
 type peer struct {
 	*node
 	view *view
@@ -143,8 +143,8 @@ func (c *comparison) batch(ctx context.Context, off int64) (pieces []piece, next
 // nobody lists anything, nothing would seem to be lacking (N6).
 func (r *resync) suffice(peers []peer) bool {
 	has := func(id ring.NodeID) bool { return slices.ContainsFunc(peers, func(p peer) bool { return p.id == id }) }
-	return !slices.ContainsFunc(r.v.copies.groups, func(group []ring.NodeID) bool {
-		return slices.Contains(group, r.n.id) && !slices.ContainsFunc(group, has)
+	return !slices.ContainsFunc(r.v.copies.sets, func(set []ring.NodeID) bool {
+		return slices.Contains(set, r.n.id) && !slices.ContainsFunc(set, has)
 	})
 }
 
@@ -155,7 +155,7 @@ type peerError struct {
 }
 
 // Error names the node before the cause.
-func (e *peerError) Error() string { return fmt.Sprintf("node %v: %v", e.peer.id, e.err) }
+func (e *peerError) Error() string { return fmt.Sprintf("node %s: %v", e.peer.name, e.err) }
 
 // Unwrap returns the cause.
 func (e *peerError) Unwrap() error { return e.err }

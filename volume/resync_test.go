@@ -184,6 +184,45 @@ func TestResyncUnderWrites(t *testing.T) {
 	}
 }
 
+// TestResyncAfterPlannedWrite: a write that began while a node was away, and is answered
+// without it after it is caught up with, is compared too (10/3778).
+func TestResyncAfterPlannedWrite(t *testing.T) {
+	for what, do := range map[string]func(v *Volume) error{
+		"a page": func(v *Volume) error {
+			_, err := v.WriteAt(bytes.Repeat([]byte("w"), store.PageSize), 5*store.PageSize)
+			return err
+		},
+		"a part": func(v *Volume) error { _, err := v.WriteAt([]byte("w"), 5*store.PageSize+7); return err },
+		"much":   func(v *Volume) error { _, err := v.WriteAt(bytes.Repeat([]byte("w"), 6<<20), 0); return err },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newNodes(3, 3, nil)
+			f := faulty(c)
+			o := c.options(1, 64<<20)
+			v, err := Open(context.Background(), o)
+			must(t, err)
+			defer v.Close()
+			write(t, v, make([]byte, 8*store.PageSize), 0)
+			inject(f[2], "requests fail with unreachable")
+			write(t, v, []byte("it is away"), 0)
+			held := []faultstore.Fault{inject(f[0], "writes hang"), inject(f[1], "writes hang")}
+			w := begin(func() error { return do(v) })
+			w.waits(t, what)
+			f[2].Clear()
+			v.Wake(3)
+			time.Sleep(time.Second)
+			w.waits(t, what)
+			for i, h := range held {
+				f[i].Remove(h)
+			}
+			w.ends(t, what, nil)
+			joins(t, v)
+			must(t, v.Sync())
+			c.alike(t, o)
+		})
+	}
+}
+
 // TestResyncEmptyDisk: a node with another store than was recorded has nothing,
 // and gets all, though its record says otherwise.
 func TestResyncEmptyDisk(t *testing.T) {

@@ -39,6 +39,8 @@ const scrubWorkers = 2
 // the stable mark, must be alike. What is bad is rewritten from the copy with the
 // highest sound version, some of it after Scrub has returned.
 //
+// Copies of a target are left out: each page of theirs was just compared, or will be.
+//
 // An error is that of ctx, or why the volume ended. Pages that are lost are no error
 // here: they are logged, and are one to who reads them.
 func (v *Volume) Scrub(ctx context.Context, o ScrubOptions) (Scrubbed, error) {
@@ -148,6 +150,9 @@ func (s *scrub) union(ctx context.Context, layer store.LayerID, off int64) (piec
 	size := s.v.size
 	w := walk{at: off, end: size}
 	for _, n := range s.v.place.nodes {
+		if n.target {
+			continue
+		}
 		p := peer{n, n.view.Load()}
 		switch p.view.state {
 		case inSync:
@@ -231,7 +236,7 @@ func (s *scrub) more(layer store.LayerID, p piece, copies []copyRead, b *pieceBu
 	all = true
 	for _, id := range p.from {
 		n := s.v.place.node(id)
-		if slices.ContainsFunc(copies, func(c copyRead) bool { return c.node == n }) {
+		if n.target || slices.ContainsFunc(copies, func(c copyRead) bool { return c.node == n }) {
 			continue
 		}
 		switch w := n.view.Load(); w.state {
@@ -270,7 +275,7 @@ func (s *scrub) read(c *copyRead, w *view, layer store.LayerID, p piece, b *piec
 			return false
 		}
 		if err != nil {
-			s.v.log.Warn("scrub: corrupt page", "volume", s.v.id, "node", c.node.id, "off", off, "err", err)
+			s.v.log.Warn("scrub: corrupt page", "volume", s.v.id, "node", c.node.name, "off", off, "err", err)
 			c.bad[i] = true
 		}
 	}
@@ -328,7 +333,7 @@ func (s *scrub) compare(layer store.LayerID, p piece, copies []copyRead, b *piec
 			if !lacks(c) {
 				continue
 			}
-			s.v.log.Error("scrub: a copy lacks what it should have", "volume", s.v.id, "node", c.node.id, "layer", layer,
+			s.v.log.Error("scrub: a copy lacks what it should have", "volume", s.v.id, "node", c.node.name, "layer", layer,
 				"off", off, "has", c.info[i].Version, "others", highest)
 			s.v.heal(badPage{c.node, layer, off})
 			s.mu.Lock()

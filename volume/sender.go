@@ -156,7 +156,7 @@ func (s *sender) done() bool {
 		if !c.made || c.err != nil || c.node.view.Load() != c.view {
 			return false
 		}
-		if c.view.state == inSync {
+		if c.view.state == inSync && !c.node.target {
 			have++
 		}
 	}

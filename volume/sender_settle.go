@@ -17,6 +17,8 @@ import (
 //	catching, joining   owed the write, also if it began before they came back;
 //	                    if they fail they are away
 //	in sync, pending    owed the write
+//
+// What copies of a target say of a write decides nothing but what becomes of them.
 func (s *sender) settle() {
 	v := s.v
 	for {
@@ -58,11 +60,12 @@ func (s *sender) settle() {
 }
 
 // report says of the nodes whose calls failed that they did. The want of space is
-// no failure as long as no other copy had space.
+// no failure as long as no other copy had space, but one of a target's copies: no
+// write is refused for these.
 func (s *sender) report() {
 	for i := range s.calls {
 		c := &s.calls[i]
-		if c.made && c.err != nil && !(c.view.state == inSync && errors.Is(c.err, store.ErrNoSpace)) {
+		if c.made && c.err != nil && !(c.view.state == inSync && !c.node.target && errors.Is(c.err, store.ErrNoSpace)) {
 			s.v.failed(c.node, c.view, c.err)
 		}
 	}
@@ -84,7 +87,7 @@ func (s *sender) judge(run []call) judgement {
 		return runDone
 	}
 	have, applied, again, waits := 0, false, false, false
-	var refused, torn *call
+	var refused, torn, ahead *call
 	for i := range run {
 		c := &run[i]
 		w := c.node.view.Load()
@@ -95,8 +98,15 @@ func (s *sender) judge(run []call) judgement {
 		switch {
 		case w.state == away:
 		case w.state == failing:
-			applied = applied || has
+			applied = applied || has && !c.node.target
 			waits = waits || !has
+			if has && c.node.target {
+				ahead = c
+			}
+		case has && c.node.target:
+			if w.state == inSync || w.state == pending {
+				ahead = c
+			}
 		case has:
 			applied = applied || w.state == inSync || w.state == pending
 			if w.state == inSync {
@@ -127,6 +137,10 @@ func (s *sender) judge(run []call) judgement {
 		return runWaits
 	case torn != nil:
 		return runHeld
+	case refused != nil && ahead != nil:
+		// It has what the ring's copies refused, until it is recorded to lack something.
+		s.v.failed(ahead.node, ahead.seen, errTorn)
+		return runWaits
 	case refused != nil:
 		return s.refuse(run, refused)
 	case have < s.min:
@@ -170,7 +184,7 @@ func (s *sender) refuse(run []call, refused *call) judgement {
 		run[i].n = 0
 	}
 	if s.refused == nil {
-		s.refused = fmt.Errorf("node %v: %w", refused.node.id, refused.err)
+		s.refused = fmt.Errorf("node %s: %w", refused.node.name, refused.err)
 	}
 	return runDone
 }

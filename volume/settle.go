@@ -140,14 +140,14 @@ func (v *Volume) settleFrom(bytes int64) error {
 }
 
 // tell tells the nodes in sync the stable mark. It is the settled mark as well if
-// all nodes are in sync, after the sync (12/205), unless this attachment has adopted
-// anything: a late copy of an Adopt is not held back by the stable mark as a write is
-// (N4), and would bring back what a hole hid that was forgotten since (I7). The fence
-// of the next attachment ends it. A node that misses a mark keeps more than it needs,
-// which the next one mends.
+// all nodes are in sync, after the sync (12/205), and there is no target, unless this
+// attachment has adopted anything: a late copy of an Adopt is not held back by the
+// stable mark as a write is (N4), and would bring back what a hole hid that was
+// forgotten since (I7). The fence of the next attachment ends it. A node that misses a
+// mark keeps more than it needs, which the next one mends.
 func (v *Volume) tell(mark store.Version) error {
 	settled := mark
-	if v.adopted.Load() || slices.ContainsFunc(v.place.nodes, func(n *node) bool { return n.view.Load().state != inSync }) {
+	if v.moving || v.adopted.Load() || slices.ContainsFunc(v.place.nodes, func(n *node) bool { return n.view.Load().state != inSync }) {
 		settled = 0
 	}
 	nodes := v.place.nodes
@@ -162,7 +162,7 @@ func (v *Volume) tell(mark store.Version) error {
 		case errors.Is(err, store.ErrFenced) || errors.Is(err, store.ErrIncarnation):
 			v.failed(nodes[i], w, err)
 		default:
-			v.log.Warn("stable mark not told", "volume", v.id, "node", nodes[i].id, "err", err)
+			v.log.Warn("stable mark not told", "volume", v.id, "node", nodes[i].name, "err", err)
 		}
 	})
 	return v.stopped()

@@ -19,11 +19,17 @@ const (
 // direct runs a whole run: a time of trouble, then peace, in which all must end
 // well.
 func (w *world) direct() {
+	if w.with.rings {
+		w.changeRings()
+	}
 	for step := 0; step < simSteps && !w.failed(); step++ {
 		w.pause()
 		if w.rng.IntN(14) == 0 {
 			w.event()
 			synctest.Wait() // so that it comes before what the clients ask for
+		}
+		if w.with.rings && w.rng.IntN(40) == 0 {
+			w.turn()
 		}
 		w.clients()
 	}
@@ -36,6 +42,7 @@ func (w *world) direct() {
 			x.kill()
 		}
 	})
+	close(w.over)
 	gone := make(chan struct{})
 	go func() { w.running.Wait(); close(gone) }()
 	select {
@@ -271,6 +278,7 @@ func (w *world) wake(n *simNode) {
 	for _, x := range w.exporters {
 		if s := x.cur; s != nil && s.serving && !s.proc.isPaused() {
 			s.vol.Wake(n.id)
+			s.vol.Wake(^n.id)
 		}
 	}
 }
@@ -375,18 +383,13 @@ func (w *world) heal() {
 // each exporter in turn attaches, works and ends clean.
 func (w *world) finish() {
 	time.Sleep(time.Second) // nodes start
-	w.locked(func() {
-		for _, x := range w.exporters {
-			if x.cur != nil {
-				w.running.Go(x.cur.end)
-			}
-		}
-	})
-	idle := func() bool { return w.exporters[0].cur == nil && w.exporters[1].cur == nil }
-	if !w.await("the exporters to let go", 2*time.Minute, idle) {
+	if !w.letAllGo() {
 		return
 	}
 	time.Sleep(20 * time.Second)
+	if w.with.rings && (!w.settleRings() || !w.letAllGo()) {
+		return
+	}
 	var s *session
 	for i, x := range w.exporters {
 		w.locked(func() { x.attach(true) })
@@ -408,12 +411,27 @@ func (w *world) finish() {
 		}
 		w.readAll(s)
 		w.locked(func() { w.running.Go(s.end) })
-		if !w.await("a clean end", time.Minute, idle) {
+		if !w.await("a clean end", time.Minute, w.idle) {
 			return
 		}
 	}
 	w.model.everywhere()
 }
+
+// letAllGo has all sessions end.
+func (w *world) letAllGo() bool {
+	w.locked(func() {
+		for _, x := range w.exporters {
+			if x.cur != nil {
+				w.running.Go(x.cur.end)
+			}
+		}
+	})
+	return w.await("the exporters to let go", 2*time.Minute, w.idle)
+}
+
+// idle reports whether no exporter has anything. Under mu.
+func (w *world) idle() bool { return w.exporters[0].cur == nil && w.exporters[1].cur == nil }
 
 // readAll reads everything, and nothing may go wrong.
 func (w *world) readAll(s *session) {

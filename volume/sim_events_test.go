@@ -62,6 +62,8 @@ var expected = map[string]int{
 	"lease may have run out": 44,
 	"record: answer lost":    42, "record: in sync": 748, "record: late commit done": 15, "record: late commit in vain": 22,
 	"record: outcome unknown": 96, "record: stale": 735, "record: stale, planned": 29,
+	"record: in sync by the target": 120, "ring: dropped for a target": 120, "ring: exporter attaches anew": 125,
+	"ring: node drained": 125, "ring: target given up": 75, "ring: target is the ring": 120, "ring: target set": 125,
 	"resync: adopts": 705, "resync: takes back": 15, "settled is told": 1000,
 	"volume: a copy answers again, nothing was missed": 214, "volume: corrupt page, reading another copy": 15,
 	"volume: not recorded that a copy is away": 238, "volume: not recorded that a copy is in sync": 15,

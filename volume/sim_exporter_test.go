@@ -36,6 +36,7 @@ type session struct {
 	epoch   store.Epoch
 	serving bool
 	ending  bool
+	reloads bool          // it is to end, since the ring has changed
 	said    time.Duration // when Status last said that requests wait, or the process could not
 
 	// What the checks need to know; guarded by model.mu.
@@ -141,23 +142,34 @@ func (s *session) open(ctx context.Context) (*volume.Volume, error) {
 	}
 	recorded := map[ring.NodeID]volume.Copy{}
 	for _, i := range att.Incarnations {
-		recorded[i.Node] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
+		recorded[copyOf(i.Node, i.Target)] = volume.Copy{Identity: i.Identity, Incarnation: i.Incarnation}
 	}
 	var stale []volume.Stale
 	for _, r := range att.Stale {
-		stale = append(stale, volume.Stale{Node: r.Node, Layer: r.Layer, Since: r.Since, Why: r.Why})
+		stale = append(stale, volume.Stale{Node: copyOf(r.Node, r.Target), Layer: r.Layer, Since: r.Since, Why: r.Why})
 	}
 	var heldUntil time.Time
 	if !att.Volume.Clean {
 		heldUntil = time.Now().Add(leaseTime)
 	}
-	return volume.Open(ctx, volume.Options{
+	o := volume.Options{
 		ID: att.Volume.ID, Epoch: att.Epoch, Chain: att.Chain, Size: att.Volume.Size,
 		Stores: stores, Place: w.placeFor(s.x.index), MinCopies: att.MinCopies(),
 		Clean: att.Volume.Clean, Recorded: recorded, Stale: stale, Records: simRecords{s},
 		Held: s.held, HeldUntil: heldUntil, Logger: slog.New(simLog{s.proc}),
 		SyncBytes: w.with.syncBytes, SyncEvery: w.with.syncEvery,
-	})
+	}
+	if !w.with.rings {
+		return volume.Open(ctx, o)
+	}
+	s.place(&o)
+	v, err := volume.Open(ctx, o)
+	if err == nil {
+		if err = att.TellPlaced(ctx); err != nil {
+			v.Close()
+		}
+	}
+	return v, err
 }
 
 // held is asked when a read arrives.
@@ -186,13 +198,16 @@ func (r simRecords) Serving(ctx context.Context, f volume.Found) error {
 	}
 	var found []cluster.Incarnation
 	for _, n := range w.nodes {
-		if c, is := f.Copies[n.id]; is {
-			found = append(found, cluster.Incarnation{Node: n.id, Identity: c.Identity, Incarnation: c.Incarnation})
+		for _, id := range []ring.NodeID{n.id, ^n.id} {
+			if c, is := f.Copies[id]; is {
+				found = append(found, r.incarnation(id, c))
+			}
 		}
 	}
 	var stale []cluster.Stale
 	for _, s := range f.Stale {
-		stale = append(stale, cluster.Stale{Layer: s.Layer, Node: s.Node, Since: s.Since, Epoch: r.epoch, At: time.Now(), Why: s.Why})
+		node, target := r.roleOf(s.Node)
+		stale = append(stale, cluster.Stale{Layer: s.Layer, Node: node, Target: target, Since: s.Since, Epoch: r.epoch, At: time.Now(), Why: s.Why})
 	}
 	err := outcome(r.att.Serving(ctx, found, stale))
 	if err == nil {
@@ -203,14 +218,21 @@ func (r simRecords) Serving(ctx context.Context, f volume.Found) error {
 
 func (r simRecords) Stale(ctx context.Context, n ring.NodeID, why string, since map[store.LayerID]store.Version) error {
 	var marks []cluster.Stale
+	node, target := r.roleOf(n)
 	for _, layer := range slices.Sorted(maps.Keys(since)) {
-		marks = append(marks, cluster.Stale{Layer: layer, Node: n, Since: since[layer], Epoch: r.epoch, At: time.Now(), Why: why})
+		marks = append(marks, cluster.Stale{Layer: layer, Node: node, Target: target, Since: since[layer], Epoch: r.epoch, At: time.Now(), Why: why})
 	}
 	return outcome(r.att.MarkStale(ctx, marks))
 }
 
 func (r simRecords) InSync(ctx context.Context, n ring.NodeID, now volume.Copy, layers []store.LayerID) error {
-	return outcome(r.att.InSync(ctx, cluster.Incarnation{Node: n, Identity: now.Identity, Incarnation: now.Incarnation}, layers))
+	return outcome(r.att.InSync(ctx, r.incarnation(n, now), layers))
+}
+
+// incarnation is what is recorded of a copy.
+func (r simRecords) incarnation(id ring.NodeID, c volume.Copy) cluster.Incarnation {
+	node, target := r.roleOf(id)
+	return cluster.Incarnation{Node: node, Target: target, Identity: c.Identity, Incarnation: c.Incarnation}
 }
 
 // outcome says what became of a transaction, in the words of package volume.
@@ -218,6 +240,8 @@ func outcome(err error) error {
 	switch {
 	case errors.Is(err, cluster.ErrLost):
 		return fmt.Errorf("%w: %w", volume.ErrLost, err)
+	case errors.Is(err, cluster.ErrMoved):
+		return fmt.Errorf("%w: %w", volume.ErrMoved, err)
 	case errors.Is(err, cluster.ErrUnavailable) && !errors.Is(err, cluster.ErrUnknown):
 		return fmt.Errorf("%w: %w", volume.ErrNotDone, err)
 	}
@@ -235,6 +259,7 @@ func (s *session) looks() {
 func (s *session) letGo(n *simNode) {
 	if s.proc.pass() == nil {
 		s.vol.LetGo(n.id)
+		s.vol.LetGo(^n.id)
 	}
 }
 

@@ -108,13 +108,22 @@ func (k simKV) commit(ctx context.Context, t cluster.Txn) (cluster.Outcome, erro
 		return out, err
 	}
 	w, about := k.p.w, false
+	moves := w.with.rings && slices.ContainsFunc(t.Then, func(op cluster.Op) bool { return strings.HasPrefix(op.Key, lineageKeys) })
+	if moves {
+		w.model.placed()
+	}
 	for _, op := range t.Then {
 		if !strings.HasPrefix(op.Key, staleKeys) {
 			continue
 		}
 		about = true
 		w.note("%s: records %s %s", k.p.name, op.Key, op.Value)
-		switch {
+		switch _, target := copyIn(op.Key); {
+		case target != 0 && op.Kind == cluster.OpPut || moves:
+			continue // so far nobody relies on that copy, or no more
+		case target != 0:
+			w.happens("record: in sync by the target")
+			w.model.joinsTarget(w.nodeOf(op.Key))
 		case op.Kind == cluster.OpDelete:
 			w.happens("record: in sync")
 			w.model.joins(op.Key)

@@ -84,6 +84,7 @@ type model struct {
 	pages   map[int64]*pageModel
 	settled store.Version              // the highest mark seen: up to it holes may be forgotten, on a copy that never had them too
 	stale   map[*simNode]time.Duration // when each was recorded so last
+	lies    placing                    // the epoch is the last one that knew of no target
 }
 
 func newModel(w *world) *model {
@@ -184,6 +185,11 @@ func (m *model) onCopies(pm *pageModel, v store.Version, since time.Duration, du
 			any = true
 		} else if durable || !n.cutSince(since) {
 			m.w.fail("%s: page %d is to be %v, node %d has %v", what, pm.page, v, n.id, m.describe(n, pm))
+		}
+	}
+	for _, n := range m.w.currentTargets(pm.page) {
+		if m.has(n, pm, durable) < v && (durable || !n.cutSince(since)) {
+			m.w.fail("%s: page %d is to be %v, node %d of the target has %v", what, pm.page, v, n.id, m.describe(n, pm))
 		}
 	}
 	return any
@@ -289,19 +295,26 @@ func (m *model) joins(key string) {
 		if !slices.Contains(current, n) {
 			continue
 		}
-		v := m.has(n, pm, false)
-		if v < pm.least && !n.cutSince(pm.versions[pm.least].at) {
-			m.w.fail("I4: node %d is recorded in sync, page %d was %v, it has %v", n.id, i, pm.least, m.describe(n, pm))
-		}
-		if m.has(n, pm, true) < pm.durable {
-			m.w.fail("I3: node %d is recorded in sync, page %d was durable with %v, it has %v", n.id, i, pm.durable, m.describe(n, pm))
-		}
+		v := m.hasAll(n, pm)
 		others := slices.DeleteFunc(current, func(other *simNode) bool { return other == n })
 		lostPower := slices.ContainsFunc(others, func(other *simNode) bool { return other.cutSince(0) })
 		if s := pm.versions[v]; s != nil && s.failed && v > m.highest(pm, others) && !lostPower {
 			m.w.fail("I6: node %d is recorded in sync with %v of page %d, which was refused", n.id, v, i)
 		}
 	}
+}
+
+// hasAll fails unless a node that is recorded in sync has what it must have of a page,
+// and returns its version.
+func (m *model) hasAll(n *simNode, pm *pageModel) store.Version {
+	v := m.has(n, pm, false)
+	if v < pm.least && !n.cutSince(pm.versions[pm.least].at) {
+		m.w.fail("I4: node %d is recorded in sync, page %d was %v, it has %v", n.id, pm.page, pm.least, m.describe(n, pm))
+	}
+	if m.has(n, pm, true) < pm.durable {
+		m.w.fail("I3: node %d is recorded in sync, page %d was durable with %v, it has %v", n.id, pm.page, pm.durable, m.describe(n, pm))
+	}
+	return v
 }
 
 // durableUpTo fails unless a node has all durable that was acknowledged up to a
@@ -335,6 +348,9 @@ func (m *model) tells(e store.Epoch, stable, settled store.Version) {
 		return
 	}
 	m.w.happens("settled is told")
+	if m.changes(e) {
+		m.w.fail("I7: epoch %v tells that %v is settled, while the ring changes", e, settled)
+	}
 	for _, n := range m.w.nodes {
 		if by, is := m.w.staleEpoch(n); is && by <= e {
 			m.w.fail("I7: epoch %v tells that %v is settled, node %d is recorded stale", e, settled, n.id)
@@ -419,8 +435,8 @@ func (m *model) everywhere() {
 func (m *model) closed(s *session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, n := range m.w.nodes {
-		if !m.w.stale(n) && n.fence() != s.epoch {
+	for _, i := range simPages {
+		if slices.ContainsFunc(m.w.copies(i), func(n *simNode) bool { return !m.w.stale(n) && n.fence() != s.epoch }) {
 			return
 		}
 	}

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"torus/cluster"
+	"torus/ring"
 	"torus/store"
 )
 
@@ -63,17 +65,31 @@ func (w *world) sinceOf(record []byte) store.Version {
 
 // nodeOf returns the node that a key is about.
 func (w *world) nodeOf(key string) *simNode {
-	for _, n := range w.nodes {
-		if isKeyOf(key, n) {
-			return n
-		}
+	id, _ := copyIn(key)
+	if id == 0 || int(id) > len(w.nodes) {
+		w.fail("record %s is about no node", key)
+		return w.nodes[0]
 	}
-	w.fail("record %s is about no node", key)
-	return w.nodes[0]
+	return w.node(id)
 }
 
+// isKeyOf reports whether a key is about a node's copies by the ring.
 func isKeyOf(key string, n *simNode) bool {
-	return strings.HasSuffix(key, fmt.Sprintf("/%016x", uint64(n.id)))
+	id, target := copyIn(key)
+	return id == n.id && target == 0
+}
+
+// copyIn returns the node that a key is about, and the target ring; 0: by the ring.
+func copyIn(key string) (node ring.NodeID, target uint64) {
+	parts := strings.Split(key, "/") // "", torus, what, of what, node, perhaps target
+	if len(parts) > 4 {
+		id, _ := strconv.ParseUint(parts[4], 16, 64) // 0: no node
+		node = ring.NodeID(id)
+	}
+	if len(parts) > 5 {
+		target, _ = strconv.ParseUint(parts[5], 16, 64)
+	}
+	return node, target
 }
 
 // stale reports whether a node is recorded to lack something.
@@ -95,11 +111,16 @@ func (w *world) inSync() func(*simNode) bool {
 // recordedDisk reports whether a node has the disk that the records say it had.
 func (w *world) recordedDisk(recorded []cluster.Pair, n *simNode) bool {
 	p, is := hasKey(recorded, n)
+	return !is || w.isDisk(p, n)
+}
+
+// isDisk reports whether a node has the disk that a record says it had.
+func (w *world) isDisk(record cluster.Pair, n *simNode) bool {
 	var r struct{ Identity string }
-	if is && json.Unmarshal(p.Value, &r) != nil {
-		w.fail("record %s can't be read", p.Key)
+	if json.Unmarshal(record.Value, &r) != nil {
+		w.fail("record %s can't be read", record.Key)
 	}
-	return !is || r.Identity == fmt.Sprintf("%016x", uint64(n.diskNow().identity))
+	return r.Identity == fmt.Sprintf("%016x", uint64(n.diskNow().identity))
 }
 
 // current returns the copies of a page that have all that was acknowledged.

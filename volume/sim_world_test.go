@@ -44,6 +44,7 @@ type conditions struct {
 	disks         bool // requests fail
 	full          bool // disks refuse writes
 	corrupt       bool // pages of node 1 rot
+	rings         bool // nodes are drained, and the volume moves
 	syncBytes     int64
 	syncEvery     time.Duration
 }
@@ -78,6 +79,7 @@ type world struct {
 	closely bool // one seed alone is run
 	with    conditions
 	kv      *cluster.Memory
+	cluster *cluster.Cluster // past all that befalls those who reach it through simKV
 	nodes   []*simNode
 	model   *model
 
@@ -86,6 +88,12 @@ type world struct {
 	running   sync.WaitGroup // all goroutines
 
 	peace chan struct{} // closed when nothing goes wrong any more
+	over  chan struct{} // and when the run has ended
+
+	drained map[*simNode]bool // the director's
+
+	ringsMu sync.Mutex
+	rings   map[uint64]cluster.Ring // those read before
 
 	mu          sync.Mutex // guards all below, the exporters and the sessions
 	pids        int
@@ -98,6 +106,7 @@ type world struct {
 	done, erred int
 	changes     uint64
 	serving     int // sessions that came to serve
+	stays       int // how often there was nothing to be done about the ring, since something was
 
 	noting    sync.Mutex // guards what follows; taken last
 	history   []string
@@ -116,12 +125,13 @@ type simCut struct{ there, back time.Duration }
 
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x51)), start: time.Now(), closely: os.Getenv("TORUS_SIM_SEED") != "",
-		peace: make(chan struct{}), killed: map[int]bool{}, cuts: map[cutLink]simCut{}, happened: map[string]int{}}
+		peace: make(chan struct{}), over: make(chan struct{}), drained: map[*simNode]bool{}, rings: map[uint64]cluster.Ring{}, killed: map[int]bool{}, cuts: map[cutLink]simCut{}, happened: map[string]int{}}
 	w.with = drawConditions(w.rng)
 	// Corrupt is only one node's, and never the only copy that kept its power: what is lost
 	// then may be lost.
 	w.with.lulls = seed%2 == 0
 	w.with.corrupt = seed%3 == 0 && !w.with.powerCuts && !w.with.blackouts
+	w.with.rings = seed%3 == 1 && w.with.nodes > w.with.copies
 	w.model = newModel(w)
 	w.kv = cluster.NewMemory(w.now)
 	for i := range w.with.nodes {
@@ -143,7 +153,7 @@ func (w *world) found() {
 		cluster.Options{Now: w.now, Random: byteReader{rand.New(rand.NewPCG(w.seed, 0x1d))}})
 	for _, n := range w.nodes {
 		if err == nil {
-			name := fmt.Sprintf("n%d", n.id)
+			name := n.name()
 			err = c.RegisterNode(ctx, cluster.Node{ID: n.id, Name: name, Host: name, Roles: []cluster.Role{cluster.RoleStorage},
 				Addresses: cluster.Addresses{API: "10.0.0.1:7480"}, Capacity: 1 << 40, Identity: n.disk.identity})
 		}
@@ -154,6 +164,7 @@ func (w *world) found() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.cluster = c
 }
 
 func simHead(w *world) store.LayerID { return w.volume.Head }
@@ -165,6 +176,12 @@ func (w *world) now() time.Duration { return time.Since(w.start) }
 func (w *world) copies(page int64) []*simNode {
 	chunk := int(page / store.PagesPerChunk)
 	var found []*simNode
+	if w.with.rings {
+		for _, id := range w.nodesOf(w.placing().ring, int64(chunk)) {
+			found = append(found, w.node(id))
+		}
+		return found
+	}
 	for k := range w.with.copies {
 		found = append(found, w.nodes[(chunk+k)%len(w.nodes)])
 	}

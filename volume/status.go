@@ -46,15 +46,15 @@ func (v *Volume) requests() int64 {
 type Status struct {
 	// Waiting says what requests wait for; "" while they go on.
 	Waiting string
-	Copies  []CopyStatus // by node
+	Copies  []CopyStatus // by Node
 }
 
 // CopyStatus is how one node's copies are.
 type CopyStatus struct {
-	Node  ring.NodeID
-	State string    // "in sync", "away", …: see state
-	Why   string    // it is not in sync
-	When  time.Time // it ceased to be
+	Node  ring.NodeID // or the ID of its copy of a target: see Options.Targets
+	State string      // "in sync", "away", …: see state
+	Why   string      // it is not in sync
+	When  time.Time   // it ceased to be
 	// Done and Total, in bytes, say how far a resync is; Total 0: none is under way.
 	Done, Total int64
 	Left        time.Duration // of the resync, at its rate so far; 0: not known
@@ -82,7 +82,7 @@ func (v *Volume) Status() Status {
 			}
 		}
 		if state == failing && s.Waiting == "" {
-			s.Waiting = fmt.Sprintf("node %v: %v", n.id, n.why)
+			s.Waiting = fmt.Sprintf("node %s: %v", n.name, n.why)
 		}
 		s.Copies = append(s.Copies, copy)
 	}

@@ -173,7 +173,7 @@ func (v *Volume) record(n *node) (done, known bool) {
 	err := v.records.Stale(ctx, n.id, why, since)
 	switch {
 	case err == nil:
-		v.log.Warn("a copy is away, it misses what is written from here on", "volume", v.id, "node", n.id, "why", why)
+		v.log.Warn("a copy is away, it misses what is written from here on", "volume", v.id, "node", n.name, "why", why)
 		if !v.goneAway(n, since) {
 			return v.record(n) // that it lacks more than was known when this was begun
 		}
@@ -182,8 +182,23 @@ func (v *Volume) record(n *node) (done, known bool) {
 		v.stop(err)
 		return true, true
 	}
-	v.log.Warn("not recorded that a copy is away", "volume", v.id, "node", n.id, "err", err)
+	v.movedBy(err)
+	v.log.Warn("not recorded that a copy is away", "volume", v.id, "node", n.name, "err", err)
 	return false, errors.Is(err, ErrNotDone)
+}
+
+// movedBy notes an ErrMoved, for Close: a copy that fails can't be recorded any more.
+func (v *Volume) movedBy(err error) {
+	if !errors.Is(err, ErrMoved) {
+		return
+	}
+	c := &v.copies
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.moved && c.patience != nil {
+		c.patience.Reset(movedPatience)
+	}
+	c.moved = true
 }
 
 // goneAway: the record of the node is known to be there. Only now its calls are
@@ -211,7 +226,7 @@ func (v *Volume) probe(n *node) (back bool) {
 	defer cancel()
 	at, err := v.attachNode(ctx, n.id)
 	if errors.Is(err, store.ErrFenced) {
-		v.stop(fmt.Errorf("node %v: %w", n.id, err))
+		v.stop(fmt.Errorf("node %s: %w", n.name, err))
 		return false
 	}
 	c := &v.copies
@@ -234,7 +249,7 @@ func (v *Volume) probe(n *node) (back bool) {
 	at.begin(v.ctx)
 	v.turn(n, inSync, at)
 	w.at.cancel()
-	v.log.Info("a copy answers again, nothing was missed", "volume", v.id, "node", n.id)
+	v.log.Info("a copy answers again, nothing was missed", "volume", v.id, "node", n.name)
 	return true
 }
 
@@ -367,7 +382,7 @@ func (v *Volume) rest(n *node, d time.Duration) (woken bool, err error) {
 
 // noted says why a node is away still.
 func (v *Volume) noted(n *node, err error) {
-	v.log.Warn("a copy is away still", "volume", v.id, "node", n.id, "err", err)
+	v.log.Warn("a copy is away still", "volume", v.id, "node", n.name, "err", err)
 	v.copies.mu.Lock()
 	n.why = err
 	v.copies.mu.Unlock()
@@ -387,6 +402,9 @@ func (v *Volume) leave(n *node, w *view) {
 // An error ends this attempt, in which nothing has changed: what lacks still is
 // what the lists show the next time. tried: writes were sent to it.
 func (v *Volume) catch(n *node) (tried bool, err error) {
+	if err := v.mayJoin(n); err != nil {
+		return false, err
+	}
 	if err := v.rewriteLost(n); err != nil {
 		return false, err
 	}
@@ -415,9 +433,28 @@ func (v *Volume) catch(n *node) (tried bool, err error) {
 	return true, v.join(n, at, since)
 }
 
+// errFresh: a copy of a target may hold what its node had from an earlier stay.
+var errFresh = errors.New("it has yet to drop what it had from an earlier stay")
+
+// mayJoin returns nil if a node may be written to: one that the target gives chunks
+// must have dropped what it had of them.
+func (v *Volume) mayJoin(n *node) error {
+	if !n.target || n.clear {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(v.ctx, recordPatience)
+	defer cancel()
+	may, err := v.records.MayJoin(ctx, n.id)
+	if err == nil && !may {
+		err = errFresh
+	}
+	n.clear = err == nil
+	return err
+}
+
 // unlessFenced stops the volume where a node knows of another holder.
 func (v *Volume) unlessFenced(n *node, err error) error {
-	err = fmt.Errorf("node %v: %w", n.id, err)
+	err = fmt.Errorf("node %s: %w", n.name, err)
 	if errors.Is(err, store.ErrFenced) {
 		return v.stop(err)
 	}
@@ -518,8 +555,8 @@ func (v *Volume) equal(n *node, at *attempt, since map[store.LayerID]store.Versi
 	r := &resync{v: v, n: n, at: at, progress: &n.progress}
 	n.progress.begin()
 	for _, p := range v.place.nodes {
-		shares := func(group []ring.NodeID) bool { return slices.Contains(group, n.id) && slices.Contains(group, p.id) }
-		if w := p.view.Load(); w.state == inSync && slices.ContainsFunc(v.copies.groups, shares) {
+		shares := func(set []ring.NodeID) bool { return slices.Contains(set, n.id) && slices.Contains(set, p.id) }
+		if w := p.view.Load(); w.state == inSync && !p.target && slices.ContainsFunc(v.copies.sets, shares) {
 			r.peers = append(r.peers, peer{p, w})
 		}
 	}
@@ -561,7 +598,8 @@ func (v *Volume) join(n *node, at *attempt, since map[store.LayerID]store.Versio
 		default:
 			unknown = true
 		}
-		v.log.Warn("not recorded that a copy is in sync", "volume", v.id, "node", n.id, "err", err)
+		v.movedBy(err)
+		v.log.Warn("not recorded that a copy is in sync", "volume", v.id, "node", n.name, "err", err)
 		if err := sleep(v.ctx, pause); err != nil {
 			return err
 		}
@@ -594,9 +632,9 @@ func (v *Volume) joined(n *node, at *attempt) error {
 	if !v.moves(n, at, pending, inSync) {
 		return errLeft
 	}
-	v.log.Info("a copy is in sync again", "volume", v.id, "node", n.id, "bytes", n.progress.done.Load())
+	v.log.Info("a copy is in sync again", "volume", v.id, "node", n.name, "bytes", n.progress.done.Load())
 	if err := at.replica.Stable(at.ctx, v.chain[0], v.durable(), 0); err != nil {
-		v.log.Warn("stable mark not told", "volume", v.id, "node", n.id, "err", err)
+		v.log.Warn("stable mark not told", "volume", v.id, "node", n.name, "err", err)
 	}
 	return nil
 }

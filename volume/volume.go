@@ -85,6 +85,12 @@ type Options struct {
 	Dial func(ctx context.Context, id ring.NodeID) (store.Store, error)
 	// Nodes are all that Place can name; nil: those of Stores.
 	Nodes []ring.NodeID
+	// Targets are those of Nodes that are copies of a target ring (PROTOCOL.md, Ring
+	// change): the copy's ID, which is no node's, and the node on which it lies. All
+	// that is said of nodes by ID here, in Records and in Found goes for such a copy
+	// under its own ID. Place names them behind the others. They get all writes once
+	// they were caught up with, but are never read and count for nothing else.
+	Targets map[ring.NodeID]ring.NodeID
 	// Period: Place's sets of copies repeat after so many chunks; 0: they don't.
 	Period ring.ChunkIndex
 	// Held reports that the lease surely has not run out; nil: it never does.
@@ -114,6 +120,7 @@ type Volume struct {
 	chain    []store.LayerID
 	size     int64
 	readOnly bool
+	moving   bool // there is a target
 	adopted  atomic.Bool
 	copies   copies
 	records  Records
@@ -144,12 +151,10 @@ func (v *Volume) Size() int64 { return v.size }
 // it ended clean: all copies are equal and durable, and nothing has to be
 // recovered when the volume is opened next. The stores stay open.
 //
-// Requests that wait for a copy are given closePatience; then the volume ends
-// with an error, and they do.
+// Requests that wait for a copy are given closePatience, or movedPatience; then the
+// volume ends with an error, and they do.
 func (v *Volume) Close() error {
-	v.copies.shut()
-	patience := time.AfterFunc(closePatience, func() { v.stop(errClosing) })
-	defer patience.Stop()
+	defer v.copies.shut(func() { v.stop(errClosing) }).Stop()
 	if !v.gate.shut() {
 		return v.wrap("close", 0, -1, ErrClosed)
 	}
@@ -170,6 +175,10 @@ func (v *Volume) Close() error {
 // closePatience is how long Close waits for copies that do not answer and can't
 // be recorded stale.
 const closePatience = 10 * time.Second
+
+// movedPatience is closePatience where copies can't be recorded stale any more, so
+// that all that is left is that they answer again.
+const movedPatience = time.Second
 
 var errClosing = errors.New("closed while requests waited for a copy")
 
