@@ -60,6 +60,19 @@ func (c *testCluster) awaitMoved(names ...string) {
 	})
 }
 
+// awaitLive waits until the nodes have so many bytes together, by their own account: the
+// records say how many there were seconds ago.
+func (c *testCluster) awaitLive(t *testing.T, want int64) {
+	t.Helper()
+	waitFor(t, fmt.Sprintf("the nodes to have %d bytes", want), func() bool {
+		live := int64(0)
+		for _, n := range c.nodes {
+			live += n.metric(t, "store_live_bytes")
+		}
+		return live == want
+	})
+}
+
 // TestMoving: a node that joins gets its part of a volume that clients write to, and one
 // that is drained gives up all it has; the clients notice a pause at most, and each chunk
 // lies on as many nodes as it should, and on no other.
@@ -96,13 +109,7 @@ func TestMoving(t *testing.T) {
 	c.torus("node", "undrain", "n2")
 	c.awaitMoved("n1", "n2", "n3", "n4")
 	p.stop()
-	waitFor(t, "what moved to be dropped", func() bool {
-		live := int64(0)
-		for _, n := range c.nodeViews() {
-			live += n.Live
-		}
-		return live == 2*size
-	})
+	c.awaitLive(t, 2*size)
 	for _, n := range c.nodes {
 		n.stop()
 	}
@@ -146,13 +153,7 @@ func TestAwayTooLong(t *testing.T) {
 	c.restart(1)
 	c.awaitMoved("n1", "n2", "n3", "n4")
 	c.awaitStale(0)
-	waitFor(t, "what moved to be dropped", func() bool {
-		live := int64(0)
-		for _, n := range c.nodeViews() {
-			live += n.Live
-		}
-		return live == 3*size
-	})
+	c.awaitLive(t, 3*size)
 	for _, n := range c.nodes {
 		n.stop()
 	}

@@ -89,9 +89,11 @@ func (n *Node) attach(ctx context.Context, name string, o cluster.AttachOptions,
 		if held.IsZero() && !was.next(att) {
 			held = heldUntil(att, time.Now(), n.cluster.Lease())
 		}
-		opening, end := untilLost(ctx, att)
+		patient, cancel := was.opening(ctx)
+		opening, end := untilLost(patient, att)
 		a, err := n.openAttached(opening, att, held, was)
 		end()
+		cancel()
 		if err == nil {
 			n.log.Info("volume attached", "volume", name, "epoch", att.Epoch, "clean", att.Volume.Clean)
 			return a, nil

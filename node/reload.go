@@ -42,6 +42,27 @@ func (f *former) next(att *cluster.Attachment) bool { return f != nil && att.Epo
 // compare: the records don't say so, as it was not detached.
 func (f *former) clean(att *cluster.Attachment) bool { return f.next(att) && f.closed }
 
+// endPatience is how long a volume that is attached anew may still take to open when
+// it is to end: once it has its next epoch only that one can detach cleanly.
+const endPatience = 5 * time.Second
+
+// opening returns the context to open the next attachment in, where ctx says how
+// long it is wanted. cancel is to be called.
+func (f *former) opening(ctx context.Context) (opening context.Context, cancel func()) {
+	if f == nil {
+		return ctx, func() {}
+	}
+	opening, end := context.WithCancel(context.WithoutCancel(ctx))
+	late := make(chan *time.Timer, 1)
+	stop := context.AfterFunc(ctx, func() { late <- time.AfterFunc(endPatience, end) })
+	return opening, func() {
+		if !stop() {
+			(<-late).Stop()
+		}
+		end()
+	}
+}
+
 // mayHaveLost is asked when writes that were not flushed may be gone: clients that go on
 // must not take for written what was acknowledged to them before.
 func (f *former) mayHaveLost() error {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"torus/cluster"
 	"torus/nbd"
 	"torus/ring"
+	"torus/store"
 )
 
 // moved has a volume's export told that its lineage is another by now.
@@ -146,6 +148,56 @@ func TestEndAmidReload(t *testing.T) {
 		release()
 		if err := n.exports.close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// gatedStore is a store where volumes are attached when the gate is open.
+type gatedStore struct {
+	store.Store
+	gate atomic.Pointer[chan struct{}]
+}
+
+func (g *gatedStore) Attach(ctx context.Context, vol store.VolumeID, e store.Epoch) (store.Replica, error) {
+	if gate := g.gate.Load(); gate != nil {
+		select {
+		case <-*gate:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return g.Store.Attach(ctx, vol, e)
+}
+
+// TestEndAmidOpening: an export that ends when its volume has been attached anew, and is
+// not open yet, ends as well; it waits for that, and not for ever.
+func TestEndAmidOpening(t *testing.T) {
+	for _, opens := range []bool{true, false} {
+		n, _ := newTestNode(t)
+		gated := &gatedStore{Store: n.store}
+		n.store = gated
+		_, release := mustOpen(t, n, "vol1")
+		gate := make(chan struct{})
+		gated.gate.Store(&gate)
+		first := info(t, n, "vol1").Epoch
+		moved(t, n, "vol1")
+		soon(t, "the next attachment", func() bool { return info(t, n, "vol1").Epoch > first })
+		release()
+		ended := make(chan error, 1)
+		go func() { ended <- n.exports.close() }()
+		if opens {
+			soon(t, "the export to end", func() bool {
+				n.exports.mu.Lock()
+				defer n.exports.mu.Unlock()
+				return n.exports.closed
+			})
+			close(gate)
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if v := info(t, n, "vol1"); v.Clean != opens || v.Attached != nil {
+			t.Errorf("opens %v: %+v", opens, v)
 		}
 	}
 }
