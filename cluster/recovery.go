@@ -118,6 +118,15 @@ func (c *Cluster) MayCollect(ctx context.Context) error {
 	return err
 }
 
+// confirmed makes it a condition that MayCollect would return nil.
+func (t *tx) confirmed(ctx context.Context) error {
+	var r recoveryRecord
+	if found, err := t.get(ctx, keyRecovery, &r); err != nil || !found || r.Confirmed {
+		return err
+	}
+	return ErrUnconfirmed
+}
+
 // ConfirmRecovery records that the operator is content with what was recovered:
 // what is recorded as dead is collected again (I8).
 func (c *Cluster) ConfirmRecovery(ctx context.Context) error {

@@ -98,6 +98,8 @@ func (t *tx) nextStep(ctx context.Context, l Lineage) (RingStep, error) {
 // (PROTOCOL.md, Ring change). It returns the lineage as it is then. ErrBusy while
 // somebody has a volume of the lineage attached and has not told by which ring; who
 // still took an earlier target for one would take its nodes for in sync. ErrTooFewNodes.
+// ErrUnconfirmed after a recovery from records that may be older than a ring change:
+// who gains chunks drops what it has of them, and that may be the only copy.
 func (c *Cluster) SetTarget(ctx context.Context, id ring.LineageID) (l Lineage, err error) {
 	err = c.transact(ctx, func(ctx context.Context, t *tx) error {
 		if l, err = t.lineage(ctx, id); err != nil {
@@ -105,6 +107,9 @@ func (c *Cluster) SetTarget(ctx context.Context, id ring.LineageID) (l Lineage, 
 		}
 		if l.Target != 0 {
 			return nil // also by a run before, whose outcome was unknown
+		}
+		if err := t.confirmed(ctx); err != nil {
+			return err
 		}
 		from, err := t.ring(ctx, l)
 		if err != nil {
@@ -131,6 +136,9 @@ func (c *Cluster) AbortTarget(ctx context.Context, id ring.LineageID) (l Lineage
 		if l, err = t.lineage(ctx, id); err != nil || l.Target == 0 {
 			return err
 		}
+		if err := t.compared(ctx, l); err != nil {
+			return err
+		}
 		if err := t.forgetTarget(ctx, l); err != nil {
 			return err
 		}
@@ -139,6 +147,29 @@ func (c *Cluster) AbortTarget(ctx context.Context, id ring.LineageID) (l Lineage
 		return nil
 	})
 	return l, about("lineage "+id.String(), err)
+}
+
+// compared makes it a condition that no volume of a lineage awaits the comparison of all
+// its copies, as after a recovery: records that are older than the data do not say which
+// of ring and target has it. ErrBusy; ErrUnconfirmed.
+func (t *tx) compared(ctx context.Context, l Lineage) error {
+	if err := t.confirmed(ctx); err != nil {
+		return err
+	}
+	volumes, err := t.volumesOf(ctx, l.ID)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		var r uncomparedRecord
+		switch awaited, err := t.get(ctx, idKey(keyUncompared, v.ID), &r); {
+		case err != nil:
+			return err
+		case awaited:
+			return fmt.Errorf("%w: the copies of volume %s are not compared yet", ErrBusy, v.Name)
+		}
+	}
+	return nil
 }
 
 // forgetTarget deletes what is recorded of the copies that only the target has.
@@ -318,6 +349,9 @@ func (a *Attachment) TellPlaced(ctx context.Context) error {
 func (c *Cluster) FinishTarget(ctx context.Context, id ring.LineageID) (l Lineage, err error) {
 	err = c.transact(ctx, func(ctx context.Context, t *tx) error {
 		if l, err = t.lineage(ctx, id); err != nil || l.Target == 0 {
+			return err
+		}
+		if err := t.compared(ctx, l); err != nil {
 			return err
 		}
 		from, err := t.ring(ctx, l)

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
@@ -302,5 +303,44 @@ func TestLeftovers(t *testing.T) {
 	must(t, b.Dropped(t.Context(), fresh[0].StaleKey))
 	if fresh, err := b.FreshCopies(t.Context(), 3); err != nil || len(fresh) != 0 {
 		t.Errorf("%+v, %v", fresh, err)
+	}
+}
+
+// After a recovery no lineage moves before the operator has confirmed it, and a change
+// that was under way is not ended, either way, before all copies are compared: the records
+// may be from before a ring change, and who "gains" chunks have the only copies.
+func TestNoRingChangeBeforeConfirmed(t *testing.T) {
+	b := newBench(t, 3)
+	still, moving := b.create(t, "still", 2), b.create(t, "moving", 2)
+	a := b.attach(t, "moving", holder(1))
+	must(t, a.Serving(t.Context(), []Incarnation{{1, 1, 1, 0}, {2, 2, 2, 0}, {3, 3, 3, 0}}, nil))
+	must(t, a.Detach(t.Context(), true))
+	b.register(t, 4)
+	if l, err := b.SetTarget(t.Context(), moving.Lineage); err != nil || l.Target == 0 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+
+	r := b.recovered(t, testRecovered)
+	refused := func(why error, change func(context.Context, ring.LineageID) (Lineage, error), id ring.LineageID) {
+		t.Helper()
+		if _, err := change(t.Context(), id); !errors.Is(err, why) {
+			t.Errorf("%v, want %v", err, why)
+		}
+	}
+	refused(ErrUnconfirmed, r.SetTarget, still.Lineage)
+	refused(ErrUnconfirmed, r.FinishTarget, moving.Lineage)
+	refused(ErrUnconfirmed, r.AbortTarget, moving.Lineage)
+	must(t, r.ConfirmRecovery(t.Context()))
+	refused(ErrBusy, r.FinishTarget, moving.Lineage)
+	refused(ErrBusy, r.AbortTarget, moving.Lineage)
+	if l, err := r.SetTarget(t.Context(), still.Lineage); err != nil || l.Target == 0 {
+		t.Errorf("confirmed: %+v, %v", l, err)
+	}
+	a = r.attach(t, "moving", holder(1))
+	target := a.Target.Number
+	must(t, a.Serving(t.Context(), []Incarnation{{1, 1, 1, 0}, {2, 2, 2, 0}, {3, 3, 3, 0}, {4, 4, 4, target}}, nil))
+	must(t, a.TellPlaced(t.Context()))
+	if l, err := r.FinishTarget(t.Context(), moving.Lineage); err != nil || l.Ring != target {
+		t.Errorf("compared: %+v, %v", l, err)
 	}
 }
