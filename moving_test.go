@@ -21,7 +21,6 @@ func (c *testCluster) add() {
 type movedNode struct {
 	Name, State string
 	Volumes     []string
-	Live        int64
 }
 
 func (c *testCluster) nodeViews() map[string]movedNode {
@@ -100,7 +99,7 @@ func TestMoving(t *testing.T) {
 	if l.longest > maxStall {
 		t.Errorf("the longest request took %v, none should take %v", l.longest, maxStall)
 	}
-	waitFor(t, "n2 to hold nothing", func() bool { return c.nodeViews()["n2"].Live == 0 })
+	waitFor(t, "n2 to hold nothing", func() bool { return c.nodes[1].metric(t, "store_live_bytes") == 0 })
 	if out := c.torus("node", "list"); !strings.Contains(out, "draining, can be removed") {
 		t.Errorf("node list: %s", out)
 	}
